@@ -1,0 +1,64 @@
+"""What every method promises: bytes out, bytes in, and a state that is the same on every peer.
+
+A method never sees the network. It works on its own machine, hands over a payload, and later merges the payloads that
+the ledger lists for a round. What it merges must come out identical, to the bit, on every peer.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RoundContext:
+    """One round, as one peer sees it."""
+
+    run: bytes  # the run id, 32 bytes
+    round: int
+    peer: bytes  # this peer's own id, 32 bytes
+    seats: tuple[bytes, ...]  # the round's members, sorted; a peer's seat is its index in here
+    expired: Callable[[], bool]  # true once work must end: the window is over, or the round closed without us
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One line of a closed round."""
+
+    peer: bytes
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WorkResult:
+    payload: bytes
+    loss: float | None  # mean training loss seen while working; None when it was not measured
+
+
+class Method(Protocol):
+    def work(self, round: RoundContext) -> WorkResult:
+        """Compute until `round.expired()` (or the configured amount is done); touches no replicated state."""
+        ...
+
+    def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
+        """The replicated update. `contributions` come sorted by peer; all payloads passed `weigh` before."""
+        ...
+
+    def give_back(self, payload: bytes) -> None:
+        """Our own payload missed its round: offer what it holds again, unless a later merge shows it committed."""
+        ...
+
+    def weigh(self, payload: bytes) -> int:
+        """Units of work in a payload (at least 1). Raises ValueError for bytes that this method cannot merge."""
+        ...
+
+    def replicated_state(self) -> Mapping[str, Tensor]:
+        """Everything a peer needs to go on from this round: live tensors, not copies."""
+        ...
+
+    def load_replicated_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+    def local_state(self) -> Mapping[str, Tensor]: ...
+
+    def load_local_state(self, state: Mapping[str, Tensor]) -> None: ...
