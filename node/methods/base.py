@@ -1,7 +1,8 @@
 """What every method promises: bytes out, bytes in, and a state that is the same on every peer.
 
-A method never sees the network. It works on its own machine, hands over a payload, and later merges the payloads that
-the ledger lists for a round. What it merges must come out identical, to the bit, on every peer.
+A method never sees the network. It works on its own machine, hands over a payload, and later merges
+the payloads that the ledger lists for a round. What it merges must come out identical, to the bit,
+on every peer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,9 @@ class RoundContext:
     round: int
     peer: bytes  # this peer's own id, 32 bytes
     seats: tuple[bytes, ...]  # the round's members, sorted; a peer's seat is its index in here
-    expired: Callable[[], bool]  # true once work must end: the window is over, or the round closed without us
+    expired: Callable[
+        [], bool
+    ]  # true once work must end: the window is over, or the round closed without us
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +41,27 @@ class WorkResult:
 
 class Method(Protocol):
     def work(self, round: RoundContext) -> WorkResult:
-        """Compute until `round.expired()` (or the configured amount is done); touches no replicated state."""
+        """Compute until `round.expired()` (or the configured amount is done); touches no replicated
+        state.
+        """
         ...
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
-        """The replicated update. `contributions` come sorted by peer; all payloads passed `weigh` before."""
+        """The replicated update. `contributions` come sorted by peer; all payloads passed `weigh`
+        before.
+        """
         ...
 
-    def give_back(self, payload: bytes) -> None:
-        """Our own payload missed its round: offer what it holds again, unless a later merge shows it committed."""
+    def give_back(self, round: int, payload: bytes) -> None:
+        """Our own payload missed `round`: offer what it holds again, unless a later merge shows it
+        committed.
+        """
         ...
 
     def weigh(self, payload: bytes) -> int:
-        """Units of work in a payload (at least 1). Raises ValueError for bytes that this method cannot merge."""
+        """Units of work in a payload (at least 1). Raises ValueError for bytes that this method
+        cannot merge.
+        """
         ...
 
     def replicated_state(self) -> Mapping[str, Tensor]:
