@@ -1,0 +1,1 @@
+"""What peers say and agree on: no clock, sockets, files, threads, randomness or tensors."""

@@ -1,0 +1,51 @@
+"""The doors between the protocol's wishes and the world. The daemon and the simulator differ only in what is behind."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from protocol.entries import Card
+from protocol.events import Apply, Halt, Note, Rebuild, StartWork
+from protocol.ids import PeerId
+from protocol.ledger import Write
+
+
+class Transport(Protocol):
+    def connect(self, card: Card) -> None:
+        """Let this peer in, and remember where it can be dialled."""
+        ...
+
+    def disconnect(self, peer: PeerId) -> None: ...
+
+    def send(self, to: bytes, data: bytes) -> None:
+        """Promises nothing: retries are the protocol's business."""
+        ...
+
+
+class Disk(Protocol):
+    def commit(self, writes: Sequence[Write]) -> None:
+        """All of them or none, durable on return."""
+        ...
+
+    def get(self, table: str, key: bytes) -> bytes | None: ...
+
+    def scan(self, table: str, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]: ...
+
+
+class Worker(Protocol):
+    """Holds the replicated state. Commands are done in the order given; results come back as events."""
+
+    def start_work(self, task: StartWork) -> None: ...
+
+    def stop_work(self) -> None: ...
+
+    def apply(self, task: Apply) -> None: ...
+
+    def rebuild(self, task: Rebuild) -> None: ...
+
+    def give_back(self, payload: bytes) -> None: ...
+
+
+class Watcher(Protocol):
+    def note(self, note: Note) -> None: ...
+
+    def halt(self, halt: Halt) -> None: ...

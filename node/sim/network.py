@@ -1,0 +1,77 @@
+"""Links between simulated peers: delay, loss, duplication, reordering, partitions, and a count of every byte."""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from protocol.ids import PeerId
+
+FRAME_OVERHEAD_BYTES = (
+    101  # Ethernet, IP and TCP headers, and ZeroMQ's CURVE framing, of one small message
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How one message fares on its way. Delays in milliseconds, rates in bytes per millisecond (0: no limit)."""
+
+    delay_ms: float = 20.0
+    jitter_ms: float = 10.0
+    loss: float = 0.0
+    duplicate: float = 0.0
+    up_bytes_per_ms: float = 0.0
+    down_bytes_per_ms: float = 0.0
+
+
+class Network:
+    """Decides when, and how often, a message arrives."""
+
+    def __init__(self, link: Link, chance: random.Random) -> None:
+        self.link = link
+        self._chance = chance
+        self._sides: dict[PeerId, int] = {}
+        self._up_free: dict[PeerId, float] = {}
+        self._down_free: dict[PeerId, float] = {}
+        self.sent_bytes: dict[PeerId, int] = {}
+        self.received_bytes: dict[PeerId, int] = {}
+        self.messages = 0
+
+    def split(self, side: Iterable[PeerId]) -> None:
+        """Cut these off from all others; earlier cuts stay."""
+        number = 1 + max(self._sides.values(), default=0)
+        for peer in side:
+            self._sides[peer] = number
+
+    def heal(self) -> None:
+        self._sides.clear()
+
+    def joined(self, one: PeerId, other: PeerId) -> bool:
+        return self._sides.get(one, 0) == self._sides.get(other, 0)
+
+    def arrivals(self, sender: PeerId, to: PeerId, size: int, now_ms: float) -> list[float]:
+        """When copies of a message of `size` bytes arrive: none, one or two times."""
+        link, chance = self.link, self._chance
+        size += FRAME_OVERHEAD_BYTES
+        self.messages += 1
+        self.sent_bytes[sender] = self.sent_bytes.get(sender, 0) + size
+        if not self.joined(sender, to) or (link.loss and chance.random() < link.loss):
+            return []
+        left = self._pass(self._up_free, sender, size, link.up_bytes_per_ms, now_ms)
+        copies = 2 if link.duplicate and chance.random() < link.duplicate else 1
+        times = []
+        for _ in range(copies):
+            arrives = left + link.delay_ms + link.jitter_ms * chance.random()
+            times.append(self._pass(self._down_free, to, size, link.down_bytes_per_ms, arrives))
+            self.received_bytes[to] = self.received_bytes.get(to, 0) + size
+        return times
+
+    @staticmethod
+    def _pass(
+        free: dict[PeerId, float], peer: PeerId, size: int, rate: float, now_ms: float
+    ) -> float:
+        """When the last byte is through a queue of this rate."""
+        if not rate:
+            return now_ms
+        done = max(now_ms, free.get(peer, 0.0)) + size / rate
+        free[peer] = done
+        return done

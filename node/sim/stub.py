@@ -1,0 +1,88 @@
+"""What stands in for a trainer in a simulation: units of work that can be counted, and a state that can be compared.
+
+A payload is a list of unit names, 8 bytes each. The state is a hash over everything merged, in order, so two peers
+agree on it only if they merged the same entries. Pending units follow the rule that every method follows: given back,
+they are offered again, unless a merge shows that they were committed.
+"""
+
+import random
+from collections.abc import Callable
+
+from protocol.entries import Entry
+from protocol.events import Applied, Apply, Event, Rebuild, StartWork, WorkDone
+from protocol.ids import Hash, PeerId, digest
+from protocol.ledger import round_key
+from protocol.restore import Reader, entry_named
+
+UNIT_BYTES = 8
+
+
+def weigh(payload: bytes) -> int:
+    """Units in a payload; ValueError if it is none."""
+    if not payload or len(payload) % UNIT_BYTES:
+        raise ValueError("not a list of units")
+    return len(payload) // UNIT_BYTES
+
+
+def units(payload: bytes) -> list[bytes]:
+    return [payload[at : at + UNIT_BYTES] for at in range(0, len(payload), UNIT_BYTES)]
+
+
+def next_state(state: int, entry: Entry) -> int:
+    mixed = digest("stub", state.to_bytes(8, "big"), entry.hash)
+    return int.from_bytes(mixed[:8], "big")
+
+
+class StubWorker:
+    """`later(delay_ms, event)` hands an event to the peer after virtual time has passed."""
+
+    def __init__(
+        self,
+        me: PeerId,
+        disk: Reader,
+        chance: random.Random,
+        work_ms: Callable[[], float],
+        later: Callable[[float, Event], None],
+    ) -> None:
+        self._me, self._disk, self._chance = me, disk, chance
+        self._work_ms, self._later = work_ms, later
+        self.state = 0
+        self.pending: dict[bytes, None] = {}
+        self.made: list[bytes] = []
+        self._task: StartWork | None = None
+        self.units_per_round = 1
+
+    def start_work(self, task: StartWork) -> None:
+        self._task = task
+        new = [self._chance.randbytes(UNIT_BYTES) for _ in range(self.units_per_round)]
+        payload = b"".join([*new, *self.pending])
+        done = WorkDone(task.round, task.parent, self.state, payload, 1.0, None)
+        self.made += new
+        self._later(self._work_ms(), done)
+
+    def stop_work(self) -> None:
+        """Work in the simulator is a delay that ends by itself."""
+
+    def give_back(self, payload: bytes) -> None:
+        for unit in units(payload):
+            self.pending[unit] = None
+
+    def apply(self, task: Apply) -> None:
+        self._merge(task.entry)
+        self._later(0.0, Applied(task.entry.round + 1, task.entry.hash, self.state))
+
+    def _merge(self, entry: Entry) -> None:
+        self.state = next_state(self.state, entry)
+        for line in entry.body.lines:
+            for unit in units(line.payload):
+                self.pending.pop(unit, None)
+
+    def rebuild(self, task: Rebuild) -> None:
+        self.state = 0
+        for _, name in self._disk.scan("chain", round_key(0)):
+            entry = entry_named(self._disk, Hash(name))
+            assert entry is not None, "the chain names an entry that is not on disk"
+            self._merge(entry)
+            if entry.round + 1 == task.round:
+                break
+        self._later(0.0, Applied(task.round, task.parent, self.state))

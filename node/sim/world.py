@@ -1,0 +1,332 @@
+"""Whole swarms in one process: a heap of events under a virtual clock.
+
+Everything follows from the seed: names, delays, work times, faults. Every message passes through the real codec, every
+effect through the real `perform`. A peer that crashes loses all but its disk.
+"""
+
+import heapq
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Final
+
+from node.perform import Shell, perform
+from node.sim.network import Link, Network
+from node.sim.stub import StubWorker, weigh
+from protocol.codec import decode
+from protocol.entries import Card, Token, card_bytes, token_bytes
+from protocol.events import Event, Halt, Note, Received, Started, StopAsked, Tick
+from protocol.ids import Hash, Millis, PeerId, RunId, digest
+from protocol.ledger import Judge, Mark, Write
+from protocol.peer import Peer
+from protocol.restore import TABLES, restore, saved_cards
+from protocol.roster import Roster
+from protocol.rules import Rules
+
+_DAY_S: Final = 86_400
+
+
+class StubKeys:
+    """Signatures that cost one hash: they catch what was altered, not who could forge them."""
+
+    def __init__(self, peer: PeerId) -> None:
+        self.peer = peer
+
+    def sign(self, message: bytes) -> bytes:
+        return digest("stub signature", self.peer, message) * 2
+
+    def verify(self, peer: PeerId, message: bytes, signature: bytes) -> bool:
+        return signature == digest("stub signature", peer, message) * 2
+
+    def is_peer(self, peer: PeerId) -> bool:
+        return True
+
+
+class CrashError(Exception):
+    """The simulated process ends here."""
+
+
+class SimDisk:
+    """Records that outlive a crash. `before` is called at each commit, and may raise CrashError."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, dict[bytes, bytes]] = {table: {} for table in TABLES}
+        self.before: Callable[[], None] = lambda: None
+
+    def commit(self, writes: Sequence[Write]) -> None:
+        self.before()
+        for write in writes:
+            if write.value is None:
+                self._tables[write.table].pop(write.key, None)
+            else:
+                self._tables[write.table][write.key] = write.value
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        return self._tables[table].get(key)
+
+    def scan(self, table: str, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        records = self._tables[table]
+        for key in sorted(key for key in records if key >= first):
+            yield key, records[key]
+
+
+@dataclass(slots=True)
+class SimPeer:
+    """One machine: its disk is always there, its process only while it is up."""
+
+    name: str
+    keys: StubKeys
+    disk: SimDisk
+    slowness: float  # 1: works for exactly the window
+    token: Token | None
+    contacts: tuple[Card, ...]
+    sequence: int = 0
+    shell: Shell | None = None
+    worker: StubWorker | None = None
+    life: int = 0  # counts starts, so that events for an earlier process are dropped
+    paused_until_ms: float = 0.0
+    wake_ms: float | None = None
+    wants_up: bool = True
+    halted: Halt | None = None
+    made: list[bytes] = field(default_factory=list)  # units of every life
+
+    @property
+    def id(self) -> PeerId:
+        return self.keys.peer
+
+    @property
+    def peer(self) -> Peer:
+        assert self.shell is not None, f"{self.name} is down"
+        return self.shell.peer
+
+    @property
+    def up(self) -> bool:
+        return self.shell is not None
+
+
+class World:
+    """A swarm. Peers are called p0, p1, ...; `founders` of them are members from the start, the rest join."""
+
+    def __init__(
+        self,
+        peers: int,
+        seed: int,
+        rules: Rules | None = None,
+        link: Link | None = None,
+        founders: int | None = None,
+        work_ms: Callable[[random.Random, float], float] | None = None,
+    ) -> None:
+        self.chance = random.Random(seed)
+        self.rules = rules or Rules(window_ms=1_000, deadline_ceiling_ms=3_000)
+        self.network = Network(link or Link(), self.chance)
+        self.now_ms = 0.0
+        self.events = 0
+        self.notes: list[tuple[float, str, Note]] = []
+        self.keep_notes = True
+        self.on_event: Callable[[SimPeer], None] = lambda peer: None
+        self._heap: list[tuple[float, int, SimPeer, int, Event | None]] = []
+        self._sequence = 0
+        self._work_ms = work_ms or (lambda chance, window: window * (0.9 + 0.2 * chance.random()))
+        self._decode = lru_cache(maxsize=4096)(decode)
+        self._manifest = b"simulated %d" % seed
+        self.run = RunId(digest("run", self._manifest))
+        names = [f"p{number}" for number in range(peers)]
+        ids = {name: PeerId(digest("stub peer", self.run, name.encode())) for name in names}
+        first = names[: founders or peers]
+        self._founders = [ids[name] for name in first]
+        self.judge = Judge(self.run, self.rules, StubKeys(self._founders[0]), weigh)
+        self.peers: dict[str, SimPeer] = {}
+        self.by_id: dict[PeerId, SimPeer] = {}
+        cards = tuple(self._card(StubKeys(ids[name]), 0) for name in first)
+        for name in names:
+            token = None if name in first else self._token()
+            self._add(name, ids[name], token, cards if name in first else cards[:1])
+        for peer in self.peers.values():
+            self.start(peer)
+
+    # Building
+
+    def _add(self, name: str, id: PeerId, token: Token | None, contacts: tuple[Card, ...]) -> None:
+        slowness = 1.0
+        peer = SimPeer(name, StubKeys(id), SimDisk(), slowness, token, contacts)
+        self.peers[name] = self.by_id[id] = peer
+
+    def join(self, name: str, contact: str = "p0") -> SimPeer:
+        """A new machine joins with an invite from `contact`."""
+        id = PeerId(digest("stub peer", self.run, name.encode()))
+        card = self._card(self.peers[contact].keys, 0)
+        self._add(name, id, self._token(), (card,))
+        self.start(self.peers[name])
+        return self.peers[name]
+
+    def _card(self, keys: StubKeys, sequence: int) -> Card:
+        addresses = (f"sim://{keys.peer[:4].hex()}",)
+        signed = card_bytes(self.run, keys.peer, sequence, addresses)
+        return Card(keys.peer, sequence, addresses, keys.sign(signed))
+
+    def _token(self) -> Token:
+        minter = StubKeys(self._founders[0])
+        nonce = self.chance.randbytes(8)
+        signed = token_bytes(self.run, minter.peer, _DAY_S, nonce)
+        return Token(minter.peer, _DAY_S, nonce, minter.sign(signed))
+
+    # Processes
+
+    def start(self, who: SimPeer) -> None:
+        """Start, or start again, with what is on disk."""
+        assert not who.up
+        who.life += 1
+        who.sequence += 1
+        who.wants_up, who.halted = True, None
+        genesis = Mark(0, Hash(self.run), 0, Roster(self._founders))
+        saved = restore(who.disk, genesis)
+        seed = b"%b %d" % (who.id, who.life)
+        peer = Peer(
+            self.run,
+            self.rules,
+            who.keys,
+            self._founders,
+            self._manifest,
+            self.judge,
+            seed,
+            Millis(int(self.now_ms)),
+            saved,
+            self._decode,
+        )
+        life = who.life
+        worker = StubWorker(
+            who.id,
+            who.disk,
+            self.chance,
+            lambda: self._work_ms(self.chance, self.rules.window_ms * who.slowness),
+            lambda delay, event: self._push(self.now_ms + delay, who, life, event),
+        )
+        who.worker = worker
+        who.shell = Shell(peer, _SimTransport(self, who), who.disk, worker, _SimWatcher(self, who))
+        who.wake_ms = None
+        known = saved_cards(who.disk) or who.contacts
+        self._step(who, Started(self._card(who.keys, who.sequence), known, who.token))
+
+    def crash(self, who: SimPeer) -> None:
+        """kill -9."""
+        if who.worker is not None:
+            who.made += who.worker.made
+        who.shell = who.worker = None
+        who.life += 1
+
+    def stop(self, who: SimPeer) -> None:
+        """Ctrl-C."""
+        if who.up:
+            self._step(who, StopAsked())
+
+    def pause(self, who: SimPeer, ms: float) -> None:
+        """SIGSTOP for a while: events wait."""
+        who.paused_until_ms = self.now_ms + ms
+
+    # Time
+
+    def _push(self, at_ms: float, who: SimPeer, life: int, event: Event | None) -> None:
+        self._sequence += 1
+        heapq.heappush(self._heap, (at_ms, self._sequence, who, life, event))
+
+    def post(self, sender: PeerId, to: PeerId, data: bytes) -> None:
+        receiver = self.by_id.get(to)
+        for at_ms in self.network.arrivals(sender, to, len(data), self.now_ms):
+            if receiver is not None:
+                self._push(at_ms, receiver, -1, Received(sender, data, 0))
+
+    def step(self) -> bool:
+        """The next event; False when there is none."""
+        while self._heap:
+            at_ms, _, who, life, event = heapq.heappop(self._heap)
+            self.now_ms = max(self.now_ms, at_ms)
+            if not who.up or (life != -1 and life != who.life):
+                continue
+            if who.paused_until_ms > self.now_ms:
+                self._push(who.paused_until_ms, who, life, event)
+                continue
+            if event is None:
+                if who.wake_ms is None or who.wake_ms > self.now_ms:
+                    continue
+                who.wake_ms = None
+                event = Tick()
+            self._step(who, event)
+            return True
+        return False
+
+    def _step(self, who: SimPeer, event: Event) -> None:
+        assert who.shell is not None
+        self.events += 1
+        try:
+            perform(who.peer.handle(event, Millis(int(self.now_ms))), who.shell)
+        except CrashError:
+            self.crash(who)
+        if who.halted is not None and who.up:
+            self.crash(who)
+            who.wants_up = False
+        self._schedule(who)
+        self.on_event(who)
+
+    def _schedule(self, who: SimPeer) -> None:
+        if not who.up:
+            return
+        wake = who.peer.wake_ms
+        if wake is None:
+            return
+        wake_at = max(float(wake), self.now_ms + (1 if wake <= self.now_ms else 0))
+        if who.wake_ms is None or wake_at < who.wake_ms:
+            who.wake_ms = wake_at
+            self._push(wake_at, who, who.life, None)
+
+    def run_for(self, ms: float) -> None:
+        end = self.now_ms + ms
+        while self._heap and self._heap[0][0] <= end:
+            self.step()
+        self.now_ms = max(self.now_ms, end)
+
+    def run_until(self, done: Callable[[], bool], most_ms: float) -> bool:
+        """Step until `done()`, asked once a virtual second; False if `most_ms` pass first."""
+        end = self.now_ms + most_ms
+        while not done():
+            if self.now_ms >= end:
+                return False
+            self.run_for(1_000)
+        return True
+
+    # Reading
+
+    def up(self) -> list[SimPeer]:
+        return [peer for peer in self.peers.values() if peer.up]
+
+    def rounds(self) -> list[int]:
+        return [who.peer.ledger.head.round for who in self.up()]
+
+    def run_until_round(self, round: int, most_ms: float = 600_000) -> bool:
+        return self.run_until(lambda: min(self.rounds(), default=0) >= round, most_ms)
+
+
+class _SimTransport:
+    def __init__(self, world: World, who: SimPeer) -> None:
+        self._world, self._who = world, who
+
+    def connect(self, card: Card) -> None:
+        pass
+
+    def disconnect(self, peer: PeerId) -> None:
+        pass
+
+    def send(self, to: bytes, data: bytes) -> None:
+        self._world.post(self._who.id, PeerId(to), data)
+
+
+class _SimWatcher:
+    def __init__(self, world: World, who: SimPeer) -> None:
+        self._world, self._who = world, who
+
+    def note(self, note: Note) -> None:
+        if self._world.keep_notes:
+            self._world.notes.append((self._world.now_ms, self._who.name, note))
+
+    def halt(self, halt: Halt) -> None:
+        self._who.halted = halt

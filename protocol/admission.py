@@ -1,0 +1,197 @@
+"""Who comes and who goes: guests, applicants, leavers, the dead and the liars.
+
+A stranger shows a card and a token (`Hello`) and gets the manifest (`Welcome`). It reads the
+ledger, then asks to be listed (`Join`). Members pass that on to the round's collectors until an
+entry lists it. Members that come back after being dropped need no token: the ledger remembers them.
+"""
+
+from typing import Final
+
+from protocol.catchup import CatchUp
+from protocol.core import Core
+from protocol.entries import Admission, Card, Cause, Departure, Token, leave_bytes
+from protocol.errors import RemoteError
+from protocol.ids import ID_BYTES, Millis, PeerId
+from protocol.ledger import LEAVE_VALID_ROUNDS
+from protocol.messages import Evidence, Hello, Join, Leave, Refused, Welcome
+
+_PENDING_MAX: Final = 256
+_WELCOME_CARDS: Final = 32
+_PENDING_ROUNDS: Final = 16
+
+
+class Admissions:
+    def __init__(self, core: Core, catchup: CatchUp) -> None:
+        self._core, self._catchup = core, catchup
+        self._joins: dict[PeerId, tuple[Admission, int]] = {}  # and the round in which it was heard
+        self._leaves: dict[PeerId, Departure] = {}
+        self._token: Token | None = None
+        self._next_join_ms: int | None = None
+
+    # As an applicant
+
+    def start(self, token: Token | None) -> None:
+        self._token = token
+        self._next_join_ms = self._core.now
+
+    @property
+    def wake_ms(self) -> Millis | None:
+        if self._core.is_member or self._next_join_ms is None:
+            return None
+        return Millis(self._next_join_ms)
+
+    def tick(self) -> None:
+        """Ask to be listed, a few members at a time, until an entry says so."""
+        core = self._core
+        if core.is_member or self._next_join_ms is None or core.now < self._next_join_ms:
+            return
+        self._next_join_ms = core.now + 2 * core.rules.ping_interval_ms
+        known = sorted(peer for peer in core.cards if peer != core.me)
+        members = [peer for peer in known if peer in core.head.roster]
+        chosen = core.dice.pick(members or known, core.rules.collectors)
+        for peer in chosen:
+            self._catchup.ask(peer)
+        core.send(chosen, Join(core.cards[core.me], self._token))
+
+    # As a member
+
+    def on_hello(self, guest: bytes, message: Hello, wall_s: int) -> None:
+        core = self._core
+        try:
+            self._check(message.card, message.token, wall_s)
+        except RemoteError as error:
+            core.send(guest, Refused(str(error)))
+            raise
+        core.learn_card(message.card)
+        mine = core.cards[core.me]
+        others = [
+            card
+            for peer, card in sorted(core.cards.items())
+            if peer in core.head.roster and peer != core.me
+        ]
+        cards = (mine, *core.dice.pick(others, _WELCOME_CARDS - 1))
+        core.send(guest, Welcome(core.manifest, cards, core.ledger.summary()))
+        core.note("info", "welcomed", peer=message.card.peer)
+
+    def _check(self, card: Card, token: Token | None, wall_s: int) -> None:
+        """May the owner of this card become a member? Raises RemoteError with the reason."""
+        core = self._core
+        if not core.keys.is_peer(card.peer):
+            raise RemoteError("a card without a public key")
+        core.judge.check_card(card)
+        if card.peer in core.head.roster.banned:
+            raise RemoteError("this peer was expelled")
+        if card.peer in core.head.roster:
+            return
+        if token is None:
+            if card.peer not in core.head.roster.alumni:
+                raise RemoteError("an invite is needed")
+        else:
+            core.judge.check_token(token)
+            if not core.head.roster.knows(token.minter):
+                raise RemoteError("the invite was made by nobody we know")
+            if token.expires_s < wall_s:
+                raise RemoteError("the invite has expired")
+        if len(core.head.roster) >= core.rules.members_max:
+            raise RemoteError("the run is full")
+
+    def on_join(self, source: bytes, message: Join, wall_s: int) -> None:
+        core = self._core
+        peer = message.card.peer
+        self._check(message.card, message.token, wall_s)
+        core.learn_card(message.card)
+        if peer in core.head.roster:
+            return
+        is_news = peer not in self._joins
+        if is_news and len(self._joins) >= _PENDING_MAX:
+            return
+        self._joins[peer] = (Admission(message.card, message.token), core.head.round)
+        if source == peer or is_news:
+            self._pass_on(message)
+
+    def on_leave(self, message: Leave) -> None:
+        core = self._core
+        seat = core.head.roster.seat(message.peer)
+        if seat is None or message.peer in self._leaves or message.peer == core.me:
+            return
+        departure = Departure(seat, Cause.LEFT, message.round, message.signature)
+        if message.round > core.head.round + 1:
+            return
+        if not core.keys.verify(
+            message.peer, leave_bytes(core.run, message.peer, message.round), message.signature
+        ):
+            raise RemoteError("a notice of leaving with a false signature")
+        self._leaves[message.peer] = departure
+        core.membership.mark_left(message.peer, core.now)
+        core.note("info", "leaving", peer=message.peer)
+        self._pass_on(message)
+
+    def _pass_on(self, message: Join | Leave | Evidence) -> None:
+        core = self._core
+        core.send([peer for peer in core.collectors() if peer != core.me], message)
+
+    def opened(self) -> None:
+        """A round opened: its collectors are others, so tell them what is still pending."""
+        core, roster = self._core, self._core.head.roster
+        for peer, (admission, heard) in list(self._joins.items()):
+            if peer in roster or core.head.round - heard > _PENDING_ROUNDS:
+                del self._joins[peer]
+            elif core.is_member:
+                self._pass_on(Join(admission.card, admission.token))
+        for peer, departure in list(self._leaves.items()):
+            if peer not in roster or core.head.round >= departure.round + LEAVE_VALID_ROUNDS:
+                del self._leaves[peer]
+            elif core.is_member:
+                self._pass_on(Leave(peer, departure.round, departure.proof))
+        for peer in [peer for peer in self._catchup.guilty if peer not in roster]:
+            del self._catchup.guilty[peer]
+
+    def changes(self) -> tuple[tuple[Admission, ...], tuple[Departure, ...]]:
+        """What the next entry should say about members."""
+        core, roster = self._core, self._core.head.roster
+        room = min(core.rules.joins_per_entry_max, core.rules.members_max - len(roster))
+        admissions = [self._joins[peer][0] for peer in sorted(self._joins)]
+        admissions = [admission for admission in admissions if roster.may_join(admission)][:room]
+        departures: dict[int, Departure] = {}
+        for peer in core.membership.dead():
+            self._depart(departures, peer, Departure(0, Cause.DEAD, core.head.round, b""))
+        for peer, departure in self._leaves.items():
+            if departure.round <= core.head.round:
+                self._depart(departures, peer, departure)
+        for peer, evidence in self._catchup.guilty.items():
+            proof = (
+                evidence.parent
+                + evidence.first
+                + evidence.first_seal
+                + evidence.second
+                + evidence.second_seal
+            )
+            self._depart(departures, peer, Departure(0, Cause.EQUIVOCATED, evidence.round, proof))
+        ordered = tuple(departures[seat] for seat in sorted(departures))
+        if len(ordered) >= len(roster):
+            ordered = ()  # somebody has to stay
+        return tuple(admissions), ordered
+
+    def _depart(self, departures: dict[int, Departure], peer: PeerId, departure: Departure) -> None:
+        seat = self._core.head.roster.seat(peer)
+        if seat is not None and peer != self._core.me:
+            departures[seat] = Departure(seat, departure.cause, departure.round, departure.proof)
+
+    # Leaving
+
+    def leave(self) -> None:
+        """Say goodbye: collectors list it, everybody else hears that there is no need to wait."""
+        core = self._core
+        if not core.is_member or len(core.head.roster) == 1:
+            return
+        round = core.head.round
+        signature = core.keys.sign(leave_bytes(core.run, core.me, round))
+        others = core.membership.others_up()
+        first = [peer for peer in core.collectors() if peer != core.me]
+        more = core.dice.pick([peer for peer in others if peer not in first], core.rules.fanout)
+        core.send(first + more, Leave(core.me, round, signature))
+
+
+def is_peer(source: bytes) -> bool:
+    """Authenticated peers are named by 32 bytes; guests by anything else."""
+    return len(source) == ID_BYTES

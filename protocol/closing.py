@@ -1,0 +1,561 @@
+"""One round, from its opening to the entry that closes it.
+
+Everybody contributes to the round's first few by rank. The first closes once all live members are
+in or time is up. When it is silent, the owner of the next ballot first asks what others hold
+(`Prepare`), adopts an entry that already counts or may have been accepted, and else closes itself.
+With `quorum = "any"` a sealed entry counts at once. With `"majority"` it counts when most members
+accepted it: one Paxos decree a round, whose ballot 0 belongs to the closer.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from protocol.codec import encode, encode_body, encode_entry
+from protocol.core import Core
+from protocol.entries import (
+    ENTRY_BYTES_MAX,
+    Admission,
+    Body,
+    Cause,
+    Departure,
+    Entry,
+    Line,
+    contribution_bytes,
+    entry_hash,
+    seal_bytes,
+)
+from protocol.errors import RemoteError
+from protocol.events import GiveBack, StartWork, WorkDone
+from protocol.ids import Millis, PeerId
+from protocol.ledger import Mark, Write, round_key
+from protocol.messages import (
+    Accepted,
+    Closed,
+    Commit,
+    Contribute,
+    Prepare,
+    Promise,
+    Propose,
+    Sync,
+)
+from protocol.rounds import (
+    ARRIVALS_MAX,
+    ARRIVALS_MIN,
+    Close,
+    children,
+    deadline_after_ms,
+    decide,
+    owner,
+    ranking,
+    tree,
+    turn_ms,
+)
+from protocol.rules import Quorum
+
+OUTBOX_ROUNDS: Final = 256
+_LINE_OVERHEAD: Final = (
+    128  # bytes of an entry that one line takes beside its payload, signature included
+)
+
+
+@dataclass(slots=True)
+class _Held:
+    line: Line
+    state: int
+    signature: bytes
+
+
+@dataclass(slots=True)
+class _Lead:
+    """Our own attempt to close the round."""
+
+    ballot: int
+    until_ms: int  # promises are waited for until then
+    promises: dict[PeerId, Promise] = field(default_factory=dict)
+    entry: Entry | None = None  # once proposed
+    accepts: set[PeerId] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Round:
+    mark: Mark
+    opened_ms: Millis
+    deadline_ms: Millis  # on our clock
+    held: dict[PeerId, _Held] = field(default_factory=dict)
+    mine: Contribute | None = None
+    sent_to: set[PeerId] = field(default_factory=set)
+    next_ballot: int = 1
+    promised: int = 0
+    accepted: tuple[int, Entry] | None = None
+    lead: _Lead | None = None
+
+
+@dataclass(slots=True)
+class Vote:
+    """What this peer bound itself to in a round, from the disk: it must not say otherwise after a
+    crash.
+    """
+
+    promised: int = 0
+    accepted: tuple[int, Entry] | None = None
+    sealed: Entry | None = None
+
+
+class Closing:
+    """The open round. `adopt` is called with an entry that counts."""
+
+    def __init__(
+        self,
+        core: Core,
+        adopt: Callable[[Entry], None],
+        changes: Callable[[], tuple[tuple[Admission, ...], tuple[Departure, ...]]],
+        fall_behind: Callable[[bytes], None],
+    ) -> None:
+        self._core = core
+        self._adopt, self._changes, self._fall_behind = adopt, changes, fall_behind
+        self._arrivals: deque[int] = deque(maxlen=ARRIVALS_MAX)
+        self._took: deque[int] = deque(maxlen=ARRIVALS_MAX)
+        self._early: dict[PeerId, Contribute] = {}  # for the round after the open one
+        self._late_opened: tuple[bytes, Millis] | None = (
+            None  # the round before: its tip, when it opened
+        )
+        self._returned: list[int] = []  # rounds whose payload was given back and not carried since
+        self._sealed: Entry | None = None  # our own seal for the open round
+        self.stopping = False
+        self.last: Entry | None = None  # the newest entry of the chain, to hand to who asks
+        self._round = self._new_round()
+
+    # Opening
+
+    def _new_round(self) -> _Round:
+        core = self._core
+        arrivals = self._arrivals if len(self._arrivals) >= ARRIVALS_MIN else self._took
+        deadline = core.now + deadline_after_ms(arrivals, core.rules)
+        return _Round(core.head, core.now, Millis(deadline))
+
+    def restore(self, vote: Vote, mine: Contribute | None) -> None:
+        """After a start: what we promised, sealed and contributed in the open round before the
+        process ended.
+        """
+        self._round.promised, self._round.accepted = vote.promised, vote.accepted
+        self._sealed = vote.sealed
+        self._round.mine = mine
+
+    def returned(self, round: int) -> None:
+        self._returned.append(round)
+
+    def open(self) -> None:
+        """The chain's head moved: a new round is open."""
+        core = self._core
+        if self._round.mark is not core.head:
+            self._late_opened = (self._round.mark.hash[:8], self._round.opened_ms)
+            self._round = self._new_round()
+            self._sealed = None
+        if not core.is_member:
+            return
+        early, self._early = self._early, {}
+        for sender, message in early.items():
+            if message.tip == core.head.hash[:8]:
+                self._hold(sender, message)
+        if self._round.mine is not None:
+            self._contribute()
+        elif not self.stopping:
+            core.out.append(
+                StartWork(
+                    core.head.round, core.head.hash, core.head.roster.members, self._measures()
+                )
+            )
+        self.advance()
+
+    def _measures(self) -> bool:
+        core = self._core
+        return core.head.round % core.rules.heldout_every == 0 and core.ranked()[-1] == core.me
+
+    @property
+    def wake_ms(self) -> Millis | None:
+        core, round = self._core, self._round
+        if not core.is_member:
+            return None
+        due = [self._turn(round.next_ballot)]
+        if core.now < round.deadline_ms:
+            due.append(round.deadline_ms)
+        if round.lead is not None and round.lead.entry is None:
+            due.append(round.lead.until_ms)
+        return Millis(min(due))
+
+    def _turn(self, ballot: int) -> int:
+        round = self._round
+        return round.opened_ms + turn_ms(
+            ballot, round.deadline_ms - round.opened_ms, self._core.rules
+        )
+
+    # Contributing
+
+    def work_done(self, done: WorkDone) -> None:
+        core, round = self._core, self._round
+        if done.parent != core.head.hash or round.mine is not None or not core.is_member:
+            core.out.append(GiveBack(done.payload))
+            return
+        line = Line(0, done.payload, done.loss, done.heldout)
+        signed = contribution_bytes(core.run, done.round, done.parent, done.state, line)
+        round.mine = Contribute(
+            done.round,
+            done.parent[:8],
+            done.state,
+            done.payload,
+            done.loss,
+            done.heldout,
+            core.keys.sign(signed),
+        )
+        carried = [Write("outbox", round_key(earlier), None) for earlier in self._returned]
+        old = Write("outbox", round_key(max(0, done.round - OUTBOX_ROUNDS)), None)
+        core.save([*carried, old, Write("outbox", round_key(done.round), encode(round.mine))])
+        self._returned = []
+        self._contribute()
+        self.advance()
+
+    def _contribute(self) -> None:
+        for collector in self._core.collectors():
+            self._send_mine(collector)
+
+    def _send_mine(self, to: PeerId) -> None:
+        round, core = self._round, self._core
+        if round.mine is None or to in round.sent_to:
+            return
+        round.sent_to.add(to)
+        if to == core.me:
+            self._hold(core.me, round.mine)
+        else:
+            core.send(to, round.mine)
+
+    def on_contribute(self, sender: PeerId, message: Contribute) -> None:
+        core = self._core
+        if sender not in core.head.roster:
+            raise RemoteError("a contribution from a stranger")
+        if message.round > core.head.round:
+            if message.round == core.head.round + 1:
+                self._early[sender] = message
+            self._fall_behind(sender)
+        elif message.tip == core.head.hash[:8]:
+            self._hold(sender, message)
+            self.advance()
+        elif self._late_opened is not None and message.tip == self._late_opened[0]:
+            self._arrivals.append(core.now - self._late_opened[1])
+        elif message.round == core.head.round:
+            self._compare(sender)
+
+    def _compare(self, other: PeerId) -> None:
+        """Somebody stands on another branch: show heads, so that the lighter side sees it."""
+        core = self._core
+        core.send(other, Sync(core.membership.view_hash(), core.ledger.summary()))
+
+    def _hold(self, sender: PeerId, message: Contribute) -> None:
+        core, round = self._core, self._round
+        seat = core.head.roster.seat(sender)
+        if seat is None or sender in round.held or message.round != core.head.round:
+            return
+        core.judge.weigh_payload(message.payload)
+        line = Line(seat, message.payload, message.loss, message.heldout)
+        signed = contribution_bytes(core.run, message.round, core.head.hash, message.state, line)
+        if not core.keys.verify(sender, signed, message.signature):
+            raise RemoteError("a contribution with a false signature")
+        round.held[sender] = _Held(line, message.state, message.signature)
+        self._arrivals.append(core.now - round.opened_ms)
+
+    # Closing
+
+    def advance(self) -> None:
+        """Do what is due: take turns, close, conclude."""
+        core, round = self._core, self._round
+        if not core.is_member:
+            return
+        while core.now >= self._turn(round.next_ballot):
+            ballot, round.next_ballot = round.next_ballot, round.next_ballot + 1
+            self._escalate(ballot)
+            if self._round is not round:
+                return
+        self._close_in_turn()
+        lead = self._round.lead
+        if lead is not None and lead.entry is None and core.now >= lead.until_ms:
+            self._conclude(lead, out_of_time=True)
+
+    def _close_in_turn(self) -> None:
+        """Close as the first by rank that is up."""
+        core, round = self._core, self._round
+        if round.lead is not None:
+            return
+        down = core.membership.down()
+        ranked = core.ranked()
+        first_up = next(rank for rank, peer in enumerate(ranked) if peer not in down)
+        if ranked[first_up] != core.me or round.promised > first_up:
+            return
+        missing = sum(1 for peer in core.membership.alive() if peer not in round.held)
+        verdict = decide(len(round.held), missing, round.deadline_ms, core.now)
+        if isinstance(verdict, Close):
+            self._start_lead(first_up, verdict.reason)
+
+    def _escalate(self, ballot: int) -> None:
+        """The round is overdue: its next owners get our contribution, and the owner of this ballot
+        takes over.
+        """
+        core, ranked = self._core, self._core.ranked()
+        for ahead in range(self._core.rules.collectors):
+            self._send_mine(owner(ranked, ballot + ahead))
+        if owner(ranked, ballot) == core.me:
+            self._start_lead(ballot, f"the closer is silent; ballot {ballot}")
+            return
+        others = core.membership.others_up()
+        if others:
+            self._fall_behind(core.dice.pick(others)[0])
+
+    def _start_lead(self, ballot: int, reason: str) -> None:
+        core, round = self._core, self._round
+        if not round.held or ballot < round.promised:
+            return
+        core.note("debug", "closing", round=core.head.round, ballot=ballot, reason=reason)
+        round.lead = _Lead(ballot, self._turn(ballot + 1))
+        if ballot == 0:
+            self._propose(round.lead, self._sealed or self._build())
+            return
+        round.promised = ballot
+        self._save_vote()
+        prepare = Prepare(core.head.round, core.head.hash[:8], ballot)
+        core.send(core.membership.others_up(), prepare)
+        self._conclude(round.lead, out_of_time=False)
+
+    def on_prepare(self, sender: PeerId, message: Prepare) -> None:
+        core, round = self._core, self._round
+        if message.round > core.head.round:
+            self._fall_behind(sender)
+            return
+        if message.tip != core.head.hash[:8] or not core.is_member:
+            if self.last is not None and self.last.body.parent[:8] == message.tip:
+                core.send(sender, Closed(self.last))
+            else:
+                self._compare(sender)
+            return
+        if owner(core.ranked(), message.ballot) != sender:
+            raise RemoteError("a ballot that is somebody else's")
+        if message.ballot < round.promised:
+            return
+        round.promised = message.ballot
+        if round.lead is not None and round.lead.ballot < message.ballot:
+            round.lead = None
+        self._save_vote()
+        self._send_mine(sender)
+        ballot, entry = round.accepted or (0, None)
+        core.send(sender, Promise(message.round, message.tip, message.ballot, ballot, entry))
+
+    def on_promise(self, sender: PeerId, message: Promise) -> None:
+        core, round = self._core, self._round
+        lead = round.lead
+        if message.round > core.head.round:
+            self._fall_behind(sender)
+        if lead is None or lead.entry is not None or message.tip != core.head.hash[:8]:
+            return
+        if message.ballot != lead.ballot or sender not in core.head.roster:
+            return
+        if message.entry is not None:
+            core.judge.follow(core.head, message.entry)
+        lead.promises[sender] = message
+        self._conclude(lead, out_of_time=False)
+
+    def _conclude(self, lead: _Lead, *, out_of_time: bool) -> None:
+        """Enough promises? Then propose what may already have been accepted, or our own."""
+        core, round = self._core, self._round
+        if core.rules.quorum is Quorum.MAJORITY:
+            enough = len(lead.promises) + 1 >= core.head.roster.majority
+        else:
+            everybody = all(peer in lead.promises for peer in core.membership.others_up())
+            enough = everybody or out_of_time
+        if not enough:
+            if out_of_time:
+                round.lead = None
+            return
+        accepted = [round.accepted] if round.accepted else []
+        accepted += [(p.accepted_ballot, p.entry) for p in lead.promises.values() if p.entry]
+        best = max(accepted, key=lambda item: (item[0], item[1].hash), default=None)
+        self._propose(lead, best[1] if best else self._sealed or self._build())
+
+    def _propose(self, lead: _Lead, entry: Entry) -> None:
+        core, round = self._core, self._round
+        if core.rules.quorum is Quorum.ANY:
+            self._save_vote()
+            self._adopt(entry)
+            self.spread(Closed(entry), core.me, entry)
+            return
+        lead.entry = entry
+        round.promised, round.accepted = lead.ballot, (lead.ballot, entry)
+        self._save_vote()
+        lead.accepts.add(core.me)
+        self._spread_in_round(Propose(lead.ballot, entry))
+        self._count_accepts(lead)
+
+    def _spread_in_round(self, message: Propose | Commit) -> None:
+        core = self._core
+        root = owner(core.ranked(), message.ballot)
+        order = tree(core.ranked(), root)
+        core.send(self._reachable(order, core.me), message)
+
+    def spread(self, message: Closed, root: PeerId, entry: Entry) -> None:
+        """Pass an entry down its tree; the chain has already moved on, so the tree is the last
+        round's.
+        """
+        core = self._core
+        before = core.ledger.mark_at(entry.round)
+        if before is None or before.hash != entry.body.parent or root not in before.roster:
+            return
+        if core.me not in before.roster:
+            return
+        order = tree(ranking(core.run, entry.round, before.roster), root)
+        core.send(self._reachable(order, core.me), message)
+
+    def _reachable(self, order: list[PeerId], me: PeerId) -> list[PeerId]:
+        """Our children in the tree; a dead one's children in its stead."""
+        found: list[PeerId] = []
+        waiting = children(order, me, self._core.rules.fanout)
+        down = self._core.membership.down()
+        while waiting:
+            peer = waiting.pop()
+            found.append(peer)
+            if peer in down:
+                waiting += children(order, peer, self._core.rules.fanout)
+        return sorted(found)
+
+    def on_propose(self, sender: PeerId, message: Propose) -> None:
+        core, round = self._core, self._round
+        entry = message.entry
+        if core.rules.quorum is not Quorum.MAJORITY:
+            raise RemoteError("a proposal in a run that does not vote")
+        if entry.round > core.head.round:
+            self._fall_behind(sender)
+        if entry.body.parent != core.head.hash or not core.is_member:
+            return
+        core.judge.follow(core.head, entry)
+        if message.ballot < round.promised:
+            return
+        is_news = round.accepted is None or round.accepted[0] < message.ballot
+        round.promised, round.accepted = message.ballot, (message.ballot, entry)
+        if round.lead is not None and round.lead.ballot < message.ballot:
+            round.lead = None
+        self._save_vote()
+        leader = owner(core.ranked(), message.ballot)
+        core.send(leader, Accepted(entry.round, message.ballot, entry.hash))
+        if is_news:
+            self._spread_in_round(message)
+
+    def on_accepted(self, sender: PeerId, message: Accepted) -> None:
+        lead = self._round.lead
+        if lead is None or lead.entry is None or sender not in self._core.head.roster:
+            return
+        if message.ballot == lead.ballot and message.entry == lead.entry.hash:
+            lead.accepts.add(sender)
+            self._count_accepts(lead)
+
+    def _count_accepts(self, lead: _Lead) -> None:
+        assert lead.entry is not None
+        if len(lead.accepts) >= self._core.head.roster.majority:
+            self._spread_in_round(Commit(lead.entry.round, lead.ballot, lead.entry.hash))
+            self._adopt(lead.entry)
+
+    def on_commit(self, sender: PeerId, message: Commit) -> None:
+        accepted = self._round.accepted
+        if message.round < self._core.head.round:
+            return
+        if accepted is None or accepted[1].hash != message.entry:
+            self._fall_behind(sender)
+            return
+        self._spread_in_round(message)
+        self._adopt(accepted[1])
+
+    def _save_vote(self) -> None:
+        """On disk before anybody hears of it."""
+        core, round = self._core, self._round
+        key = round_key(core.head.round)
+        writes = [Write("votes", key + b"p", core.head.hash + round.promised.to_bytes(4, "big"))]
+        if round.accepted is not None:
+            ballot, entry = round.accepted
+            writes.append(
+                Write("votes", key + b"a", ballot.to_bytes(4, "big") + encode_entry(entry))
+            )
+        core.save(writes)
+
+    # Building
+
+    def _build(self) -> Entry:
+        """List what we hold: only contributions that were computed on the state most of them share."""
+        core, round = self._core, self._round
+        counts: dict[int, int] = {}
+        for held in round.held.values():
+            counts[held.state] = counts.get(held.state, 0) + 1
+        state = max(counts, key=lambda state: (counts[state], -state))
+        chosen = self._fitting([held for held in round.held.values() if held.state == state])
+        admissions, departures = self._changes()
+        present = {held.line.seat for held in chosen}
+        departures = tuple(
+            departure
+            for departure in departures
+            if departure.cause is not Cause.DEAD or departure.seat not in present
+        )
+        seat = core.head.roster.seat(core.me)
+        assert seat is not None
+        body = Body(
+            core.head.round,
+            core.head.hash,
+            seat,
+            min(core.now - round.opened_ms, (1 << 32) - 1),
+            state,
+            tuple(held.line for held in chosen),
+            admissions,
+            departures,
+        )
+        raw = encode_body(body)
+        name = entry_hash(raw)
+        seal = core.keys.sign(seal_bytes(core.run, body.round, body.parent, name))
+        entry = Entry(body, raw, seal, tuple(held.signature for held in chosen))
+        self._sealed = entry
+        core.save([Write("votes", round_key(core.head.round) + b"s", encode_entry(entry))])
+        return entry
+
+    def _fitting(self, held: list[_Held]) -> list[_Held]:
+        """By seat, as many as an entry can carry; the rest is late."""
+        room = ENTRY_BYTES_MAX * 3 // 4
+        chosen = []
+        for item in sorted(held, key=lambda item: item.line.seat):
+            room -= len(item.line.payload) + _LINE_OVERHEAD
+            if room < 0:
+                break
+            chosen.append(item)
+        return chosen
+
+    # Settling
+
+    def settle(self, entry: Entry) -> tuple[list[Write], bytes | None]:
+        """An entry joined the chain: what to write down, and our own payload if it was not listed."""
+        core, round = self._core, self._round
+        self.last = entry
+        most = core.rules.window_ms + core.rules.deadline_ceiling_ms
+        self._took.append(min(entry.body.took_ms, most))
+        # Old votes bind nobody once the round is closed; the last few stay for those who ask late.
+        stale = round_key(max(0, entry.round - 2))
+        writes = [Write("votes", stale + kind, None) for kind in (b"p", b"a", b"s")]
+        mine = round.mine
+        if mine is None or mine.round != entry.round:
+            return writes, None
+        seat = round.mark.roster.seat(core.me)
+        if entry.body.parent == round.mark.hash and any(
+            line.seat == seat for line in entry.body.lines
+        ):
+            return writes, None
+        self._returned.append(entry.round)
+        core.note("info", "late", round=entry.round)
+        return writes, mine.payload
+
+    def abandon(self, fork_round: int, old_round: int) -> None:
+        """The chain switched: what we contributed from `fork_round` on is given back, and will be
+        carried.
+        """
+        first = max(fork_round, old_round - OUTBOX_ROUNDS)
+        self._returned += range(first, old_round + 1)

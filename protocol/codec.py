@@ -1,0 +1,174 @@
+"""Bytes <-> messages.
+
+A frame is a version byte, a kind byte, and a msgpack list of the message's fields. Decoding is
+strict: an unknown version or kind, a frame over its kind's cap, a field out of bounds, or a byte
+too many is a `RemoteError`.
+"""
+
+from typing import Any, Final
+
+import msgpack
+
+from protocol.entries import (
+    BODY,
+    CARD,
+    ENTRY_BYTES_MAX,
+    HASH,
+    PEER,
+    ROUND,
+    SIGNATURE,
+    TOKEN,
+    U32,
+    U64,
+    Body,
+    Entry,
+)
+from protocol.errors import RemoteError
+from protocol.ids import TIP_BYTES
+from protocol.messages import (
+    Accepted,
+    Ack,
+    Closed,
+    Commit,
+    Contribute,
+    Entries,
+    EntriesRequest,
+    Evidence,
+    Head,
+    Health,
+    Hello,
+    Join,
+    Leave,
+    Locator,
+    Message,
+    Nack,
+    Ping,
+    PingRequest,
+    Prepare,
+    Promise,
+    Propose,
+    Refused,
+    Rumor,
+    Sync,
+    View,
+    Welcome,
+)
+from protocol.wire import FLAG, SCALAR, Field, blob, converted, many, optional, record, text, uint
+
+VERSION: Final = 1
+FRAME_BYTES_MAX: Final = 4 << 20
+GUEST_FRAME_BYTES_MAX: Final = 4_096
+MANIFEST_BYTES_MAX: Final = 256 << 10
+RUMORS_MAX: Final = 16
+ENTRIES_MAX: Final = 512
+
+
+def _unpack(raw: bytes) -> Any:  # noqa: ANN401 - whatever msgpack finds
+    try:
+        return msgpack.unpackb(
+            raw, raw=False, use_list=False, strict_map_key=True, max_map_len=0, max_ext_len=0
+        )
+    except Exception as error:  # msgpack raises many kinds; each means bad bytes
+        raise RemoteError(f"not msgpack: {type(error).__name__}") from error
+
+
+def encode_body(body: Body) -> bytes:
+    """The bytes that an entry's hash is of."""
+    return bytes(msgpack.packb(BODY.write(body)))
+
+
+def decode_body(raw: bytes) -> Body:
+    return BODY.read(_unpack(raw))
+
+
+def _read_entry(raw: Any) -> Entry:  # noqa: ANN401
+    if type(raw) is not tuple or len(raw) != 3:
+        raise RemoteError("expected the 3 fields of Entry")
+    body_raw: bytes = _BODY_RAW.read(raw[0])
+    body = decode_body(body_raw)
+    signatures = _SIGNATURES.read(raw[2])
+    if len(signatures) != len(body.lines):
+        raise RemoteError(f"{len(body.lines)} lines with {len(signatures)} signatures")
+    return Entry(body, body_raw, SIGNATURE.read(raw[1]), signatures)
+
+
+_BODY_RAW: Final[Field[bytes]] = blob(1, ENTRY_BYTES_MAX)
+_SIGNATURES: Final = many(SIGNATURE, 65_536)
+ENTRY: Final[Field[Entry]] = Field(
+    lambda entry: [entry.raw, entry.seal, list(entry.signatures)], _read_entry
+)
+_TIP: Final[Field[bytes]] = blob(TIP_BYTES, TIP_BYTES)
+_HEALTH: Final[Field[Health]] = converted(uint(255), Health, int)
+_BALLOT: Final = uint(U32)
+_SEQUENCE: Final = uint(U32)
+_HEAD: Final = record(Head, ROUND, uint(U64), _TIP)
+_RUMOR: Final = record(Rumor, PEER, _HEALTH, uint(U32))
+_RUMORS: Final = many(_RUMOR, RUMORS_MAX)
+_TOKEN: Final = optional(TOKEN)
+
+# The table of kinds. A number, once given, keeps its meaning for as long as VERSION stays.
+_KINDS: Final[dict[int, tuple[type, Field[Any]]]] = {
+    1: (Hello, record(Hello, CARD, _TOKEN)),
+    2: (Welcome, record(Welcome, blob(1, MANIFEST_BYTES_MAX), many(CARD, 64), _HEAD)),
+    3: (Refused, record(Refused, text(200))),
+    4: (Join, record(Join, CARD, _TOKEN)),
+    5: (Leave, record(Leave, PEER, ROUND, SIGNATURE)),
+    6: (Ping, record(Ping, _SEQUENCE, _HEAD, _RUMORS)),
+    7: (Ack, record(Ack, _SEQUENCE, _HEAD, _RUMORS)),
+    8: (PingRequest, record(PingRequest, _SEQUENCE, PEER, _RUMORS)),
+    9: (Nack, record(Nack, _SEQUENCE)),
+    10: (Sync, record(Sync, _TIP, _HEAD)),
+    11: (View, record(View, many(_RUMOR, 65_536), many(CARD, 65_536), FLAG)),
+    12: (
+        Contribute,
+        record(Contribute, ROUND, _TIP, uint(U64), blob(1, 1 << 20), SCALAR, SCALAR, SIGNATURE),
+    ),
+    13: (Prepare, record(Prepare, ROUND, _TIP, _BALLOT)),
+    14: (Promise, record(Promise, ROUND, _TIP, _BALLOT, _BALLOT, optional(ENTRY))),
+    15: (Propose, record(Propose, _BALLOT, ENTRY)),
+    16: (Accepted, record(Accepted, ROUND, _BALLOT, HASH)),
+    17: (Commit, record(Commit, ROUND, _BALLOT, HASH)),
+    18: (Closed, record(Closed, ENTRY)),
+    19: (EntriesRequest, record(EntriesRequest, many(record(Locator, ROUND, HASH), 256))),
+    20: (Entries, record(Entries, many(ENTRY, ENTRIES_MAX), _HEAD)),
+    21: (Evidence, record(Evidence, PEER, ROUND, HASH, HASH, SIGNATURE, HASH, SIGNATURE)),
+}
+_NUMBERS: Final = {cls: number for number, (cls, _) in _KINDS.items()}
+
+
+def encode(message: Message) -> bytes:
+    """The frame of a message."""
+    number = _NUMBERS[type(message)]
+    return bytes((VERSION, number)) + bytes(msgpack.packb(_KINDS[number][1].write(message)))
+
+
+def decode(frame: bytes) -> Message:
+    """The message in a frame. Raises RemoteError for anything that is not exactly one."""
+    if len(frame) > FRAME_BYTES_MAX:
+        raise RemoteError(f"frame of {len(frame)} bytes, {FRAME_BYTES_MAX} are allowed")
+    if len(frame) < 3:
+        raise RemoteError("frame cut short")
+    if frame[0] != VERSION:
+        raise RemoteError(f"protocol version {frame[0]}, this peer speaks {VERSION}")
+    kind = _KINDS.get(frame[1])
+    if kind is None:
+        raise RemoteError(f"unknown kind of message {frame[1]}")
+    message: Message = kind[1].read(_unpack(frame[2:]))
+    return message
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """An entry as it is kept on disk."""
+    return bytes(msgpack.packb(ENTRY.write(entry)))
+
+
+def decode_entry(raw: bytes) -> Entry:
+    return ENTRY.read(_unpack(raw))
+
+
+def encode_card_list(cards: tuple[Any, ...]) -> bytes:
+    return bytes(msgpack.packb(many(CARD, 65_536).write(cards)))
+
+
+def decode_card_list(raw: bytes) -> tuple[Any, ...]:
+    return many(CARD, 65_536).read(_unpack(raw))

@@ -1,0 +1,177 @@
+"""What can happen to a peer (events), and what it can ask for (effects)."""
+
+from dataclasses import dataclass
+
+from protocol.entries import Card, Entry, Token
+from protocol.ids import Hash, PeerId
+from protocol.ledger import Write
+from protocol.messages import Locator, Message
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first event: the process is up and its state is rebuilt as far as the disk knows it."""
+
+    card: Card
+    cards: tuple[Card, ...]  # everybody whose address is known, from the disk or from a welcome
+    token: Token | None  # to join with, if we are no member yet
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    source: bytes  # a PeerId that the transport has authenticated, or a guest's handle
+    data: bytes
+    wall_s: int  # Unix time: only invites' dates are measured against it
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """`wake_ms` has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkDone:
+    round: int
+    parent: Hash
+    state: int  # digest of the replicated state that was worked on
+    payload: bytes
+    loss: float | None
+    heldout: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The replicated state now stands at the place on the chain where `round` is open."""
+
+    round: int
+    parent: Hash
+    state: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """Leave in good order."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoveAsked:
+    """Our own addresses changed."""
+
+    card: Card
+
+
+Event = Started | Received | Tick | WorkDone | Applied | StopAsked | MoveAsked
+
+# Effects, to be performed in the order given. What `Save` asks for is on disk before the next
+# effect is touched.
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    to: tuple[bytes, ...]
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    writes: tuple[Write, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Let this peer in, and remember where it can be dialled."""
+
+    card: Card
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class StartWork:
+    """Work for `round`, which opens after `parent`; once its window is over, answer with
+    `WorkDone`.
+    """
+
+    round: int
+    parent: Hash
+    seats: tuple[PeerId, ...]
+    heldout: bool  # measure the held-out loss too
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Merge an entry into the replicated state, stop work on its round, answer with `Applied`."""
+
+    entry: Entry
+    seats: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """Bring the replicated state to the chain's head from what is on disk; answer with `Applied`.
+
+    If the chain `switched`, our own contributions that it does not list are given back first.
+    """
+
+    round: int
+    parent: Hash
+    switched: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopWork:
+    """Answer with `WorkDone` now, with what there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ServeEntries:
+    """Send `Entries` from disk: those that follow the first locator which is on our chain, as many
+    as fit a frame.
+    """
+
+    to: PeerId
+    locators: tuple[Locator, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that a person or a metric should know."""
+
+    level: str  # debug, info, warning, error
+    event: str
+    fields: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """This peer cannot or should not go on."""
+
+    reason: str
+    clean: bool
+
+
+Effect = (
+    Send
+    | Save
+    | Connect
+    | Disconnect
+    | StartWork
+    | Apply
+    | Rebuild
+    | StopWork
+    | GiveBack
+    | ServeEntries
+    | Note
+    | Halt
+)

@@ -1,0 +1,365 @@
+"""The hash chain of closed rounds: what counts as an entry, which of two chains to keep, what to
+ask for.
+
+Entries themselves live on disk. In memory is the head, and a *mark* (round, hash, weight, roster)
+for the last few hundred entries and, ever sparser, for older ones: enough to judge what arrives and
+to find where two chains part, and it does not grow with the number of rounds (P8).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from protocol.codec import encode_entry
+from protocol.entries import (
+    ENTRY_BYTES_MAX,
+    Admission,
+    Body,
+    Card,
+    Cause,
+    Departure,
+    Entry,
+    Token,
+    card_bytes,
+    contribution_bytes,
+    leave_bytes,
+    seal_bytes,
+    token_bytes,
+)
+from protocol.errors import RemoteError
+from protocol.identity import Keys
+from protocol.ids import Hash, PeerId, RunId
+from protocol.messages import Evidence, Head, Locator
+from protocol.roster import Roster
+from protocol.rules import Rules
+
+RECENT: Final = 256
+_SWEEP: Final = 64  # marks are thinned out every so many rounds
+LEAVE_VALID_ROUNDS: Final = 64
+BRANCH_MAX: Final = 100_000
+
+Weigh = Callable[[bytes], int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mark:
+    """A place on a chain: the state of everything that follows from the ledger alone."""
+
+    round: int  # the round that is open here
+    hash: Hash  # the entry before it; the run id at the beginning
+    weight: int
+    roster: Roster
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One record for the disk; None deletes."""
+
+    table: str
+    key: bytes
+    value: bytes | None
+
+
+class Judge:
+    """Is an entry valid after a mark, and what is the mark after it?
+
+    Pure, so peers of one simulation may share one; it remembers its latest verdicts.
+    """
+
+    def __init__(self, run: RunId, rules: Rules, keys: Keys, weigh: Weigh) -> None:
+        self.run, self.rules, self.weigh = run, rules, weigh
+        self._keys = keys
+        self._verdicts: dict[tuple[Hash, Hash, bytes, tuple[bytes, ...]], Mark] = {}
+
+    def follow(self, mark: Mark, entry: Entry) -> Mark:
+        """The mark after `entry`. Raises RemoteError when it does not follow, or was not signed as
+        it says.
+        """
+        key = (mark.roster.hash, entry.hash, entry.seal, entry.signatures)
+        known = self._verdicts.get(key)
+        if known is not None and entry.body.parent == mark.hash:
+            return known
+        weight = self._check(mark, entry)
+        after = Mark(
+            mark.round + 1, entry.hash, mark.weight + weight, mark.roster.after(entry.body)
+        )
+        if not after.roster.members:
+            raise RemoteError("an entry that leaves nobody")
+        if len(after.roster) > self.rules.members_max:
+            raise RemoteError(f"more than {self.rules.members_max} members")
+        if len(self._verdicts) >= 64:
+            self._verdicts.pop(next(iter(self._verdicts)))
+        self._verdicts[key] = after
+        return after
+
+    def _check(self, mark: Mark, entry: Entry) -> int:
+        body, roster = entry.body, mark.roster
+        if body.round != mark.round or body.parent != mark.hash:
+            raise RemoteError(f"entry {body.round} does not follow")
+        if len(entry.raw) > ENTRY_BYTES_MAX or body.closer >= len(roster):
+            raise RemoteError("entry out of bounds")
+        seal = seal_bytes(self.run, body.round, body.parent, entry.hash)
+        if not self._keys.verify(roster.members[body.closer], seal, entry.seal):
+            raise RemoteError(f"entry {body.round} has a false seal")
+        self._check_changes(mark, body)
+        return self._check_lines(mark, entry)
+
+    def _check_lines(self, mark: Mark, entry: Entry) -> int:
+        body, members = entry.body, mark.roster.members
+        if not body.lines:
+            raise RemoteError("an entry without contributions")
+        last, weight = -1, 0
+        for line, signature in zip(body.lines, entry.signatures, strict=True):
+            if not last < line.seat < len(members):
+                raise RemoteError("contributions out of order or from a stranger")
+            last = line.seat
+            weight += self.weigh_payload(line.payload)
+            signed = contribution_bytes(self.run, body.round, body.parent, body.state, line)
+            if not self._keys.verify(members[line.seat], signed, signature):
+                raise RemoteError(f"contribution of seat {line.seat} has a false signature")
+        return weight
+
+    def weigh_payload(self, payload: bytes) -> int:
+        """Work in a payload, at least 1. Raises RemoteError for bytes that the method cannot merge."""
+        if len(payload) > self.rules.payload_bytes_max:
+            raise RemoteError(f"payload of {len(payload)} bytes")
+        try:
+            weight = self.weigh(payload)
+        except ValueError as error:
+            raise RemoteError(f"payload: {error}") from error
+        if not 1 <= weight <= 1 << 32:
+            raise RemoteError(f"payload claims {weight} units of work")
+        return weight
+
+    def _check_changes(self, mark: Mark, body: Body) -> None:
+        joining = [admission.card.peer for admission in body.admissions]
+        if joining != sorted(set(joining)) or len(joining) > self.rules.joins_per_entry_max:
+            raise RemoteError("admissions out of order or too many")
+        for admission in body.admissions:
+            self.check_admission(mark.roster, admission)
+        seats = [departure.seat for departure in body.departures]
+        if seats != sorted(set(seats)):
+            raise RemoteError("departures out of order")
+        for departure in body.departures:
+            self.check_departure(mark, departure)
+
+    def check_card(self, card: Card) -> None:
+        signed = card_bytes(self.run, card.peer, card.sequence, card.addresses)
+        if not self._keys.verify(card.peer, signed, card.signature):
+            raise RemoteError("a card with a false signature")
+
+    def check_token(self, token: Token) -> None:
+        signed = token_bytes(self.run, token.minter, token.expires_s, token.nonce)
+        if not self._keys.verify(token.minter, signed, token.signature):
+            raise RemoteError("a token with a false signature")
+
+    def check_admission(self, roster: Roster, admission: Admission) -> None:
+        self.check_card(admission.card)
+        if admission.token is not None:
+            self.check_token(admission.token)
+        if not roster.may_join(admission):
+            raise RemoteError("a peer that may not join")
+
+    def check_departure(self, mark: Mark, departure: Departure) -> None:
+        if departure.seat >= len(mark.roster):
+            raise RemoteError("a departure of nobody")
+        peer = mark.roster.members[departure.seat]
+        if departure.cause is Cause.LEFT:
+            recent = departure.round <= mark.round < departure.round + LEAVE_VALID_ROUNDS
+            notice = leave_bytes(self.run, peer, departure.round)
+            if not recent or not self._keys.verify(peer, notice, departure.proof):
+                raise RemoteError("a notice of leaving that does not hold")
+        elif departure.cause is Cause.EQUIVOCATED:
+            self.check_equivocation(peer, departure)
+
+    def check_evidence(self, evidence: Evidence) -> None:
+        halves = evidence.first, evidence.first_seal, evidence.second, evidence.second_seal
+        proof = b"".join((evidence.parent, *halves))
+        departure = Departure(0, Cause.EQUIVOCATED, evidence.round, proof)
+        self.check_equivocation(evidence.closer, departure)
+
+    def check_equivocation(self, peer: PeerId, departure: Departure) -> None:
+        """The proof: parent, then twice a hash and its seal."""
+        proof = departure.proof
+        if len(proof) != 32 + 2 * 96:
+            raise RemoteError("a proof of the wrong size")
+        parent = Hash(proof[:32])
+        halves = (proof[32:128], proof[128:224])
+        if halves[0][:32] == halves[1][:32]:
+            raise RemoteError("a proof that names one entry twice")
+        for half in halves:
+            signed = seal_bytes(self.run, departure.round, parent, Hash(half[:32]))
+            if not self._keys.verify(peer, signed, half[32:]):
+                raise RemoteError("a proof with a false seal")
+
+
+class Ledger:
+    """The chain that this peer follows, and at most one other that it is reading."""
+
+    def __init__(
+        self, judge: Judge, founders: Iterable[PeerId], marks: Iterable[Mark] = ()
+    ) -> None:
+        self.judge = judge
+        self.genesis = Mark(0, Hash(judge.run), 0, Roster(founders))
+        self._marks: dict[int, Mark] = {0: self.genesis}
+        for mark in marks:
+            self._marks[mark.round] = mark
+        self.head = self._marks[max(self._marks)]
+        self._branch: list[Mark] = []
+        self._branch_root: Mark | None = None
+
+    def summary(self) -> Head:
+        return Head(self.head.round, self.head.weight, self.head.hash[:8])
+
+    def has(self, entry: Hash) -> bool:
+        """Is this hash a known place on the chain? (Old entries that have no mark any more are not
+        known.)
+        """
+        return any(mark.hash == entry for mark in self._marks.values())
+
+    def mark_at(self, round: int) -> Mark | None:
+        return self._marks.get(round)
+
+    def locators(self, most: int) -> tuple[Locator, ...]:
+        """Newest first: the last few one by one, then ever sparser, the beginning always."""
+        rounds = sorted(self._marks, reverse=True)
+        step, index = 1, 0
+        chosen: list[int] = []
+        while index < len(rounds) and len(chosen) < most - 1:
+            chosen.append(rounds[index])
+            if len(chosen) > 8:
+                step *= 2
+            index += step
+        if chosen[-1] != 0:
+            chosen.append(0)
+        return tuple(Locator(round, self._marks[round].hash) for round in chosen)
+
+    def extend(self, entry: Entry) -> list[Write]:
+        """Append to the chain. Raises RemoteError; returns what to write down before anything else
+        happens.
+        """
+        mark = self.judge.follow(self.head, entry)
+        self.head = mark
+        return [_keep(entry), *self._advance([mark])]
+
+    def offer(self, entries: Iterable[Entry], *, may_switch: bool) -> "Step":
+        """Entries that somebody sent for catching up: extend the chain, or grow the branch beside
+        it.
+
+        A branch is kept to itself until it is the heavier one (ties by the smaller hash); then the
+        chain switches.
+        """
+        writes: list[Write] = []
+        appended: list[Entry] = []
+        switched_from: Mark | None = None
+        fork_round: int | None = None
+        for entry in entries:
+            if entry.body.parent == self.head.hash:
+                writes += self.extend(entry)
+                appended.append(entry)
+                continue
+            known = self._marks.get(entry.round + 1)
+            if known is not None and known.hash == entry.hash:
+                continue
+            if not may_switch:
+                if entry.round >= self.head.round:
+                    raise RemoteError(f"entry {entry.round} does not follow what is committed here")
+                continue
+            tip = self._branch[-1] if self._branch else None
+            if tip is None or entry.body.parent != tip.hash:
+                root = self._marks.get(entry.round)
+                if root is None or root.hash != entry.body.parent:
+                    if any(mark.hash == entry.hash for mark in self._branch):
+                        continue
+                    raise RemoteError(f"entry {entry.round} follows nothing that is known here")
+                self._branch, self._branch_root, tip = [], root, root
+            if len(self._branch) >= BRANCH_MAX:
+                raise RemoteError("a branch that is too long")
+            self._branch.append(self.judge.follow(tip, entry))
+            writes.append(_keep(entry))
+            if heavier(self._branch[-1], self.head):
+                assert self._branch_root is not None
+                root_round = self._branch_root.round
+                switched_from = switched_from or self.head
+                fork_round = root_round if fork_round is None else min(fork_round, root_round)
+                writes += self._switch()
+        return Step(writes, [] if switched_from else appended, switched_from, fork_round)
+
+    def branch_tip(self) -> Mark | None:
+        return self._branch[-1] if self._branch else None
+
+    def _switch(self) -> list[Write]:
+        assert self._branch_root is not None
+        root, branch = self._branch_root, self._branch
+        writes = [
+            Write("chain", round_key(round), None) for round in range(root.round, self.head.round)
+        ]
+        for round in [round for round in self._marks if round > root.round]:
+            del self._marks[round]
+            writes.append(Write("marks", round_key(round), None))
+        self._branch, self._branch_root = [], None
+        self.head = branch[-1]
+        return writes + self._advance(branch)
+
+    def _advance(self, marks: list[Mark]) -> list[Write]:
+        writes: list[Write] = []
+        for mark in marks:
+            before = self._marks.get(mark.round - 1)
+            if before is None or before.roster is not mark.roster:
+                writes.append(Write("rosters", mark.roster.hash, mark.roster.encode()))
+            writes.append(Write("chain", round_key(mark.round - 1), mark.hash))
+            writes.append(Write("marks", round_key(mark.round), encode_mark(mark)))
+            self._marks[mark.round] = mark
+        if marks[-1].round // _SWEEP != (marks[0].round - 1) // _SWEEP:
+            writes += self._thin_out()
+        return writes
+
+    def _thin_out(self) -> list[Write]:
+        """A mark that is RECENT * 2^k rounds old stays only if its round is a multiple of 2^(k+1)."""
+        writes: list[Write] = []
+        for round in sorted(self._marks):
+            octaves = ((self.head.round - round) // RECENT).bit_length()
+            if round % (1 << octaves):
+                del self._marks[round]
+                writes.append(Write("marks", round_key(round), None))
+        return writes
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What came of offered entries."""
+
+    writes: list[Write]
+    appended: list[Entry]  # apply these, in order (after the switch, if there was one: none)
+    switched_from: (
+        Mark | None
+    )  # the chain switched: rebuild the state at the head; this was the head before
+    fork_round: int | None  # the first round that differs
+
+
+def heavier(one: Mark, other: Mark) -> bool:
+    """Fork choice: more committed work; ties by the smaller hash (P5)."""
+    return (one.weight, other.hash) > (other.weight, one.hash)
+
+
+def head_is_better(theirs: Head, ours: Head) -> bool:
+    """The same choice, by what a head tells."""
+    return (theirs.weight, ours.tip) > (ours.weight, theirs.tip)
+
+
+def round_key(round: int) -> bytes:
+    return round.to_bytes(8, "big")
+
+
+def encode_mark(mark: Mark) -> bytes:
+    return mark.hash + mark.weight.to_bytes(8, "big") + mark.roster.hash
+
+
+def decode_mark(key: bytes, raw: bytes, rosters: dict[bytes, Roster]) -> Mark:
+    """What `encode_mark` made, from our own disk."""
+    weight = int.from_bytes(raw[32:40], "big")
+    return Mark(int.from_bytes(key, "big"), Hash(raw[:32]), weight, rosters[raw[40:72]])
+
+
+def _keep(entry: Entry) -> Write:
+    return Write("entries", entry.hash, encode_entry(entry))

@@ -1,0 +1,339 @@
+"""Who is up? SWIM, with Lifeguard's three additions.
+
+The ledger says who is a member; this says which members can be reached. Each interval one member is
+asked, in shuffled order; a silent one is asked again through others; if nobody hears it, it is
+suspected, and if it does not deny that in time, it is held for dead. What changes spreads as rumors
+on pings and acks. Lifeguard: a peer that misses answers trusts itself less and waits longer; a
+suspicion shortens as others confirm it; a suspect is told so with the next ping.
+
+Sources: Das, Gupta, Motivala, "SWIM" (2002); Dadgar, Phillips, Currey, "Lifeguard" (2017).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from protocol.codec import RUMORS_MAX
+from protocol.dice import Dice
+from protocol.ids import Millis, PeerId, digest
+from protocol.messages import Ack, Head, Health, Message, Nack, Ping, PingRequest, Rumor
+from protocol.roster import Roster
+from protocol.rules import Rules
+
+_AWARENESS_MAX: Final = 8
+_SUSPICION_STRETCH: Final = 3  # an unconfirmed suspicion lasts this many times a confirmed one
+_CONFIRMATIONS: Final = 3
+_SEQUENCES: Final = 1 << 32
+_FORMER_MAX: Final = 64
+_RELAYS_MAX: Final = 64
+_DAY_MS: Final = 86_400_000
+
+Outgoing = tuple[PeerId, Message]
+
+
+@dataclass(slots=True)
+class _Suspicion:
+    since_ms: Millis
+    accusers: set[PeerId] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Probe:
+    target: PeerId
+    sequence: int
+    relay_at_ms: int
+    ends_ms: int
+    relayed: int = 0  # how many were asked to relay
+    nacks: int = 0
+    answered: bool = False
+
+
+@dataclass(slots=True)
+class _Relay:
+    """A ping that we sent on somebody's behalf."""
+
+    asker: PeerId
+    sequence: int
+    ends_ms: int
+
+
+class Membership:
+    """One peer's view. Methods return what to send; `alive` and `health` read the view."""
+
+    def __init__(
+        self,
+        me: PeerId,
+        rules: Rules,
+        dice: Dice,
+        roster: Roster,
+        head: Callable[[], Head],
+        now: Millis,
+    ) -> None:
+        self._me, self._rules, self._dice, self._head = me, rules, dice, head
+        self._roster = roster
+        self._view: dict[PeerId, Rumor] = {}  # only what differs from alive at incarnation 0
+        self._suspicions: dict[PeerId, _Suspicion] = {}
+        self._spreading: dict[PeerId, int] = {}  # rumor's subject -> times told
+        self._former: dict[PeerId, None] = {}  # no longer members, to be called now and then
+        self._queue: list[PeerId] = []
+        self._probe: _Probe | None = None
+        self._relays: dict[int, _Relay] = {}
+        self._heard_ms: dict[PeerId, Millis] = {}
+        self._sequence = dice.word()
+        self._awareness = 0
+        self._next_ms: int = now + dice.below(rules.ping_interval_ms)
+        self.incarnation = 0
+        self._down: frozenset[PeerId] | None = None
+
+    # Reading
+
+    def health(self, peer: PeerId) -> Health:
+        rumor = self._view.get(peer)
+        return rumor.health if rumor else Health.ALIVE
+
+    def down(self) -> frozenset[PeerId]:
+        """Members that are not alive: suspects too."""
+        if self._down is None:
+            self._down = frozenset(
+                peer
+                for peer, rumor in self._view.items()
+                if rumor.health is not Health.ALIVE and peer in self._roster and peer != self._me
+            )
+        return self._down
+
+    def dead(self) -> list[PeerId]:
+        return sorted(peer for peer in self.down() if self.health(peer) >= Health.DEAD)
+
+    def alive(self) -> list[PeerId]:
+        """Members that are alive, this peer among them, sorted."""
+        down = self.down()
+        return [peer for peer in self._roster.members if peer not in down]
+
+    def others_up(self) -> list[PeerId]:
+        """Members not held for dead, without this peer."""
+        return [
+            peer
+            for peer in self._roster.members
+            if peer != self._me and self.health(peer) < Health.DEAD
+        ]
+
+    def view(self) -> tuple[Rumor, ...]:
+        return tuple(self._view[peer] for peer in sorted(self._view) if peer in self._roster)
+
+    def view_hash(self) -> bytes:
+        parts = [b"%b%d.%d" % (r.peer, r.health, r.incarnation) for r in self.view()]
+        return digest("view", *parts)[:8]
+
+    @property
+    def wake_ms(self) -> Millis:
+        due = [self._next_ms]
+        if self._probe is not None and not self._probe.answered and not self._probe.relayed:
+            due.append(self._probe.relay_at_ms)
+        due += [self._dies_at(peer) for peer in self._suspicions]
+        due += [relay.ends_ms for relay in self._relays.values()]
+        return Millis(min(due))
+
+    # What happens
+
+    def set_roster(self, roster: Roster) -> None:
+        """The ledger moved on; newcomers start out alive."""
+        if roster is self._roster:
+            return
+        for peer in self._roster.members:
+            if peer not in roster:
+                self._view.pop(peer, None)
+                self._suspicions.pop(peer, None)
+                self._spreading.pop(peer, None)
+                self._heard_ms.pop(peer, None)
+                self._former[peer] = None
+        for peer in [peer for peer in self._former if peer in roster]:
+            del self._former[peer]
+        while len(self._former) > _FORMER_MAX:
+            del self._former[next(iter(self._former))]
+        self._roster, self._down = roster, None
+
+    def heard(self, peer: PeerId, now: Millis) -> None:
+        """Any authenticated message shows that its sender is up."""
+        self._heard_ms[peer] = now
+        if self._probe is not None and self._probe.target == peer:
+            self._answered(self._probe)
+
+    def tick(self, now: Millis) -> Iterator[Outgoing]:
+        yield from self._expire(now)
+        probe = self._probe
+        if probe is not None and not probe.answered and not probe.relayed:
+            if now >= probe.relay_at_ms:
+                yield from self._ask_relays(probe)
+        if now >= self._next_ms:
+            self._finish_probe(now)
+            yield from self._start_probe(now)
+
+    def on_ping(self, sender: PeerId, ping: Ping, now: Millis) -> Iterator[Outgoing]:
+        self._hear(sender, ping.rumors, now)
+        yield sender, Ack(ping.sequence, self._head(), self.rumors_for(sender))
+
+    def on_ack(self, sender: PeerId, ack: Ack, now: Millis) -> Iterator[Outgoing]:
+        self._hear(sender, ack.rumors, now)
+        relay = self._relays.pop(ack.sequence, None)
+        if relay is not None:
+            yield relay.asker, Ack(relay.sequence, ack.head, ack.rumors)
+        elif self._probe is not None and ack.sequence == self._probe.sequence:
+            self._answered(self._probe)
+
+    def on_ping_request(
+        self, sender: PeerId, request: PingRequest, now: Millis
+    ) -> Iterator[Outgoing]:
+        self._hear(sender, request.rumors, now)
+        if request.target not in self._roster or len(self._relays) >= _RELAYS_MAX:
+            return
+        sequence = self._next_sequence()
+        ends = now + self._rules.ping_timeout_ms * 4 // 5
+        self._relays[sequence] = _Relay(sender, request.sequence, ends)
+        yield request.target, Ping(sequence, self._head(), self.rumors_for(request.target))
+
+    def on_nack(self, nack: Nack) -> None:
+        if self._probe is not None and nack.sequence == self._probe.sequence:
+            self._probe.nacks += 1
+
+    def hear_view(self, sender: PeerId, rumors: tuple[Rumor, ...], now: Millis) -> None:
+        self._hear(sender, rumors, now)
+
+    def rumors_for(self, peer: PeerId) -> tuple[Rumor, ...]:
+        """The least told rumors; a suspect always hears of its own suspicion."""
+        told = sorted(self._spreading.items(), key=lambda item: (item[1], item[0]))[:RUMORS_MAX]
+        subjects = [subject for subject, _ in told]
+        if self.health(peer) is not Health.ALIVE and peer not in subjects:
+            subjects = [peer, *subjects][:RUMORS_MAX]
+        limit = 3 * math.ceil(math.log10(len(self._roster) + 1)) + 1
+        for subject, times in told:
+            if times + 1 >= limit:
+                del self._spreading[subject]
+            else:
+                self._spreading[subject] = times + 1
+        return tuple(self._rumor(subject) for subject in subjects)
+
+    def mark_left(self, peer: PeerId, now: Millis) -> None:
+        """`peer` said goodbye, with its signature."""
+        if peer in self._roster:
+            self._adopt(self._me, Rumor(peer, Health.LEFT, self._rumor(peer).incarnation), now)
+
+    def former(self) -> list[PeerId]:
+        return list(self._former)
+
+    # Inside
+
+    def _next_sequence(self) -> int:
+        self._sequence = (self._sequence + 1) % _SEQUENCES
+        return self._sequence
+
+    def _rumor(self, peer: PeerId) -> Rumor:
+        if peer == self._me:
+            return Rumor(peer, Health.ALIVE, self.incarnation)
+        return self._view.get(peer) or Rumor(peer, Health.ALIVE, 0)
+
+    def _hear(self, sender: PeerId, rumors: tuple[Rumor, ...], now: Millis) -> None:
+        for rumor in rumors:
+            if rumor.peer == self._me:
+                self._deny(rumor)
+            elif rumor.peer in self._roster:
+                self._believe(sender, rumor, now)
+
+    def _deny(self, rumor: Rumor) -> None:
+        if rumor.health is Health.ALIVE or rumor.incarnation < self.incarnation:
+            self.incarnation = max(self.incarnation, rumor.incarnation)
+            return
+        self.incarnation = min(rumor.incarnation + 1, _SEQUENCES - 1)
+        self._spreading[self._me] = 0
+        self._trust_less()
+
+    def _believe(self, sender: PeerId, rumor: Rumor, now: Millis) -> None:
+        mine = self._rumor(rumor.peer)
+        if rumor.health is Health.SUSPECT and rumor == mine and rumor.peer in self._suspicions:
+            accusers = self._suspicions[rumor.peer].accusers
+            if len(accusers) < _CONFIRMATIONS and sender not in accusers:
+                accusers.add(sender)
+                self._spreading[rumor.peer] = 0
+            return
+        if (rumor.incarnation, rumor.health) <= (mine.incarnation, mine.health):
+            return
+        self._adopt(sender, rumor, now)
+
+    def _adopt(self, sender: PeerId, rumor: Rumor, now: Millis) -> None:
+        self._view[rumor.peer] = rumor
+        self._spreading[rumor.peer] = 0
+        self._down = None
+        if rumor.health is Health.SUSPECT:
+            self._suspicions[rumor.peer] = _Suspicion(now, {sender})
+        else:
+            self._suspicions.pop(rumor.peer, None)
+
+    def _dies_at(self, peer: PeerId) -> int:
+        suspicion = self._suspicions[peer]
+        scale = max(1.0, math.log10(max(1, len(self._roster))))
+        least = self._rules.suspicion_intervals * self._rules.ping_interval_ms * scale
+        confirmed = math.log(len(suspicion.accusers)) if suspicion.accusers else 0.0
+        share = 1.0 - min(1.0, confirmed / math.log(_CONFIRMATIONS))
+        return suspicion.since_ms + int(least * (1.0 + (_SUSPICION_STRETCH - 1) * share))
+
+    def _expire(self, now: Millis) -> Iterator[Outgoing]:
+        for peer in [peer for peer in self._suspicions if now >= self._dies_at(peer)]:
+            self._adopt(self._me, Rumor(peer, Health.DEAD, self._rumor(peer).incarnation), now)
+        for sequence in [seq for seq, relay in self._relays.items() if now >= relay.ends_ms]:
+            relay = self._relays.pop(sequence)
+            yield relay.asker, Nack(relay.sequence)
+
+    def _trust_less(self) -> None:
+        self._awareness = min(_AWARENESS_MAX, self._awareness + 1)
+
+    def _answered(self, probe: _Probe) -> None:
+        if not probe.answered:
+            probe.answered = True
+            self._awareness = max(0, self._awareness - 1)
+
+    def _finish_probe(self, now: Millis) -> None:
+        probe, self._probe = self._probe, None
+        if probe is None or probe.answered or probe.target not in self._roster:
+            return
+        # Relays that did not even say "not yet" hint that the trouble is on our own side.
+        if probe.relayed == 0 or probe.nacks < probe.relayed:
+            self._trust_less()
+        known = self._rumor(probe.target)
+        if known.health is Health.ALIVE:
+            self._adopt(self._me, Rumor(probe.target, Health.SUSPECT, known.incarnation), now)
+
+    def _start_probe(self, now: Millis) -> Iterator[Outgoing]:
+        interval = self._rules.ping_interval_ms * (1 + self._awareness)
+        self._next_ms = now + interval
+        target = self._next_target(now)
+        if target is None:
+            return
+        timeout = self._rules.ping_timeout_ms * (1 + self._awareness)
+        self._probe = _Probe(
+            target, self._next_sequence(), now + min(timeout, interval // 2), now + interval
+        )
+        yield target, Ping(self._probe.sequence, self._head(), self.rumors_for(target))
+
+    def _next_target(self, now: Millis) -> PeerId | None:
+        """The next member that has been silent; who was just heard need not be asked."""
+        recent = now - self._rules.ping_interval_ms
+        for _ in range(min(len(self._roster), 2 * _CONFIRMATIONS)):
+            if not self._queue:
+                self._queue = self._dice.shuffled(
+                    [p for p in self._roster.members if p != self._me]
+                )
+            if not self._queue:
+                return None
+            target = self._queue.pop()
+            silent = self._heard_ms.get(target, now - _DAY_MS) < recent
+            if target in self._roster and (silent or self._spreading or target in self._suspicions):
+                if self.health(target) < Health.DEAD:
+                    return target
+        return None
+
+    def _ask_relays(self, probe: _Probe) -> Iterator[Outgoing]:
+        helpers = [peer for peer in self.alive() if peer not in (self._me, probe.target)]
+        chosen = self._dice.pick(helpers, self._rules.indirect_pings)
+        probe.relayed = len(chosen) or 1
+        for helper in chosen:
+            yield helper, PingRequest(probe.sequence, probe.target, self.rumors_for(helper))

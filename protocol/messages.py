@@ -1,0 +1,251 @@
+"""One frozen dataclass a message. What each means and when it is sent is in README.md; the bytes
+are in `codec`.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from protocol.entries import Card, Entry, Token
+from protocol.ids import Hash, PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How far a peer's ledger is: enough to see who is behind, or on another branch."""
+
+    round: int  # the round that is open, so the number of entries
+    weight: int  # work committed in all entries
+    tip: bytes  # the first 8 bytes of the newest entry's hash
+
+
+class Health(IntEnum):
+    ALIVE = 0
+    SUSPECT = 1
+    DEAD = 2
+    LEFT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Rumor:
+    """What one peer holds of another. A higher incarnation wins; at the same one, the worse health
+    wins.
+    """
+
+    peer: PeerId
+    health: Health
+    incarnation: int
+
+
+# Admission
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A stranger's first words."""
+
+    card: Card
+    token: Token | None
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The answer to a good `Hello`."""
+
+    manifest: bytes
+    cards: tuple[Card, ...]
+    head: Head
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Asks to be listed in the next entry; members pass it on to the round's collectors."""
+
+    card: Card
+    token: Token | None
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    peer: PeerId
+    round: int  # the first round that the leaver wants no part in
+    signature: bytes
+
+
+# Membership
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    sequence: int
+    head: Head
+    rumors: tuple[Rumor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    sequence: int
+    head: Head
+    rumors: tuple[Rumor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PingRequest:
+    sequence: int
+    target: PeerId
+    rumors: tuple[Rumor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Nack:
+    """I asked your target and have not heard yet; but I am here."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """Compares whole views by hash; an equal one costs no answer."""
+
+    view: bytes  # 8 bytes
+    head: Head
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything that differs from "alive, first incarnation", and the newest cards."""
+
+    rumors: tuple[Rumor, ...]
+    cards: tuple[Card, ...]
+    wants_reply: bool
+
+
+# Rounds
+
+
+@dataclass(frozen=True, slots=True)
+class Contribute:
+    round: int
+    tip: bytes  # beginning of the hash of the entry before
+    state: int
+    payload: bytes
+    loss: float | None
+    heldout: float | None
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """A deputy takes over: is there an entry for this round, or one that may have been accepted?"""
+
+    round: int
+    tip: bytes
+    ballot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """None yet (or this one, accepted at that ballot); and nothing of a lower ballot will be
+    accepted.
+    """
+
+    round: int
+    tip: bytes
+    ballot: int
+    accepted_ballot: int  # 0 when there is no entry
+    entry: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Majority only: accept this entry."""
+
+    ballot: int
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    round: int
+    ballot: int
+    entry: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Majority only: most have accepted; apply it."""
+
+    round: int
+    ballot: int
+    entry: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """An entry that counts."""
+
+    entry: Entry
+
+
+# Catching up
+
+
+@dataclass(frozen=True, slots=True)
+class Locator:
+    round: int  # the round that was open after `entry`
+    entry: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class EntriesRequest:
+    """Send what follows the first of these that you have; newest first."""
+
+    locators: tuple[Locator, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    entries: tuple[Entry, ...]
+    head: Head
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Two seals by one closer for one round and parent."""
+
+    closer: PeerId
+    round: int
+    parent: Hash
+    first: Hash
+    first_seal: bytes
+    second: Hash
+    second_seal: bytes
+
+
+Message = (
+    Hello
+    | Welcome
+    | Refused
+    | Join
+    | Leave
+    | Ping
+    | Ack
+    | PingRequest
+    | Nack
+    | Sync
+    | View
+    | Contribute
+    | Prepare
+    | Promise
+    | Propose
+    | Accepted
+    | Commit
+    | Closed
+    | EntriesRequest
+    | Entries
+    | Evidence
+)

@@ -1,0 +1,500 @@
+"""One peer: the one door in.
+
+`handle(event, now)` is the only way to change a peer, and the effects it returns are the only way
+that it acts. It never raises for what a stranger sends: bad bytes are dropped and counted against
+their sender (P6). A `LocalError` that escapes is a bug of ours.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, assert_never
+
+from protocol import codec
+from protocol.admission import Admissions, is_peer
+from protocol.catchup import CatchUp
+from protocol.closing import Closing, Vote
+from protocol.core import Core, encode_card
+from protocol.dice import Dice
+from protocol.entries import Card, Entry
+from protocol.errors import LocalError, RemoteError
+from protocol.events import (
+    Applied,
+    Apply,
+    Connect,
+    Disconnect,
+    Effect,
+    Event,
+    GiveBack,
+    Halt,
+    MoveAsked,
+    Rebuild,
+    Received,
+    Started,
+    StopAsked,
+    StopWork,
+    Tick,
+    WorkDone,
+)
+from protocol.identity import Keys
+from protocol.ids import Hash, Millis, PeerId, RunId
+from protocol.ledger import Judge, Ledger, Mark, Step, Write
+from protocol.membership import Membership
+from protocol.messages import (
+    Accepted,
+    Ack,
+    Closed,
+    Commit,
+    Contribute,
+    Entries,
+    EntriesRequest,
+    Evidence,
+    Hello,
+    Join,
+    Leave,
+    Message,
+    Nack,
+    Ping,
+    PingRequest,
+    Prepare,
+    Promise,
+    Propose,
+    Refused,
+    Sync,
+    View,
+    Welcome,
+)
+from protocol.rules import Rules
+
+STOP_MS_MAX: Final = 3_000
+_STATES_KEPT: Final = 64
+_VIEW_CARDS_MAX: Final = 512
+_STORY_LENGTH: Final = 64
+
+Decode = Callable[[bytes], Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a peer finds on its disk when it starts; all empty for a new one."""
+
+    marks: tuple[Mark, ...] = ()
+    last: Entry | None = None  # the newest entry of the chain
+    vote: Vote | None = None  # for the open round
+    mine: Contribute | None = None  # our contribution to the open round, sent or about to be
+    returned: tuple[
+        tuple[int, bytes], ...
+    ] = ()  # (round, payload) that no entry on the chain lists
+
+
+class Peer:
+    """A peer's whole protocol state. `founders` are the members of round 0; `manifest` is what
+    joiners get.
+    """
+
+    def __init__(
+        self,
+        run: RunId,
+        rules: Rules,
+        keys: Keys,
+        founders: Iterable[PeerId],
+        manifest: bytes,
+        judge: Judge,
+        seed: bytes,
+        now: Millis,
+        saved: Saved | None = None,
+        decode: Decode = codec.decode,
+    ) -> None:
+        saved = saved or Saved()
+        self._decode, self._saved = decode, saved
+        dice = Dice(seed)
+        ledger = Ledger(judge, founders, saved.marks)
+        membership = Membership(keys.peer, rules, dice, ledger.head.roster, ledger.summary, now)
+        self._core = Core(run, rules, keys, dice, judge, ledger, membership, manifest, now=now)
+        self._catchup = CatchUp(self._core, self._advance)
+        self._admissions = Admissions(self._core, self._catchup)
+        self._closing = Closing(
+            self._core, self._adopt, self._admissions.changes, self._catchup.ask
+        )
+        self._closing.last = saved.last
+        self._next_sync_ms = now + dice.below(rules.sync_interval_ms)
+        self._states: dict[tuple[int, Hash], int] = {}  # our state digests
+        self._claims: dict[tuple[int, Hash], int] = {}  # what entries say they should be
+        self._repaired: tuple[int, Hash] | None = None
+        self._stop_at_ms: Millis | None = None
+        self._started = self._halted = False
+        self.faults: dict[bytes, int] = {}  # bad messages by sender
+        self.story: deque[str] = deque(maxlen=_STORY_LENGTH)
+
+    # Reading
+
+    @property
+    def ledger(self) -> Ledger:
+        return self._core.ledger
+
+    @property
+    def membership(self) -> Membership:
+        return self._core.membership
+
+    @property
+    def is_member(self) -> bool:
+        return self._core.is_member
+
+    @property
+    def caught_up(self) -> bool:
+        """No better chain than ours is known."""
+        return not self._catchup.busy
+
+    def card_addresses(self, peer: PeerId) -> tuple[str, ...]:
+        card = self._core.cards.get(peer)
+        return card.addresses if card else ()
+
+    def cards(self) -> tuple[Card, ...]:
+        return tuple(self._core.cards[peer] for peer in sorted(self._core.cards))
+
+    @property
+    def wake_ms(self) -> Millis | None:
+        """When `Tick` is wanted next."""
+        if self._halted or not self._started:
+            return None
+        due = [
+            self._closing.wake_ms,
+            self._catchup.wake_ms,
+            self._admissions.wake_ms,
+            self._stop_at_ms,
+            Millis(self._next_sync_ms),
+            self._core.membership.wake_ms if self.is_member else None,
+        ]
+        return min(time for time in due if time is not None)
+
+    # The door
+
+    def handle(self, event: Event, now: Millis) -> list[Effect]:
+        """What `event` makes this peer want, in order. `now` is monotonic, in milliseconds."""
+        core = self._core
+        core.now = max(now, core.now)  # a clock that steps back stands still
+        core.out = []
+        if self._halted:
+            return []
+        try:
+            self._dispatch(event)
+            if self._started:
+                self._tick()
+        except LocalError as error:
+            error.add_note("\n".join(self.story))
+            raise
+        return core.out
+
+    def _dispatch(self, event: Event) -> None:
+        match event:
+            case Received():
+                self._receive(event)
+            case Tick():
+                pass
+            case WorkDone():
+                self._tell(f"work done for round {event.round}")
+                self._closing.work_done(event)
+                if self._stop_at_ms is not None:
+                    self._depart()
+            case Applied():
+                self._applied(event)
+            case Started():
+                self._start(event)
+            case StopAsked():
+                self._stop()
+            case MoveAsked():
+                self._move(event)
+            case _:
+                assert_never(event)
+
+    def _tell(self, line: str) -> None:
+        self.story.append(f"{self._core.now} ms, round {self._core.head.round}: {line}")
+
+    # Starting and stopping
+
+    def _start(self, event: Started) -> None:
+        core = self._core
+        self._started = True
+        core.cards[core.me] = event.card
+        core.save([Write("cards", core.me, encode_card(event.card))])
+        for card in event.cards:
+            if card.peer != core.me:
+                core.learn_card(card)
+        core.out.append(Rebuild(core.head.round, core.head.hash, switched=False, reason="start"))
+        for round, payload in self._saved.returned:
+            core.out.append(GiveBack(payload))
+            self._closing.returned(round)
+        self._closing.restore(self._saved.vote or Vote(), self._saved.mine)
+        self._saved = Saved()
+        if not core.is_member:
+            self._admissions.start(event.token)
+        else:
+            self._admissions.start(None)
+            self._announce()
+        self._closing.open()
+
+    def _announce(self) -> None:
+        """Our address may be new: some hear it from us, the rest from them."""
+        core = self._core
+        some = core.dice.pick(core.membership.others_up(), core.rules.fanout)
+        core.send(some, View((), (core.cards[core.me],), wants_reply=True))
+
+    def _move(self, event: MoveAsked) -> None:
+        self._core.learn_card(event.card)
+        self._announce()
+
+    def _stop(self) -> None:
+        if self._stop_at_ms is not None:
+            self._halt("asked to stop twice", clean=False)
+            return
+        self._closing.stopping = True
+        self._stop_at_ms = Millis(self._core.now + STOP_MS_MAX)
+        self._core.out.append(StopWork())
+        if not self._core.is_member:
+            self._depart()
+
+    def _depart(self) -> None:
+        self._admissions.leave()
+        self._halt("asked to stop", clean=True)
+
+    def _halt(self, reason: str, *, clean: bool) -> None:
+        self._tell(f"halt: {reason}")
+        self._core.out.append(Halt(reason, clean))
+        self._halted = True
+
+    # Time
+
+    def _tick(self) -> None:
+        core = self._core
+        if self._halted:
+            return
+        if core.is_member:
+            core.send_all(core.membership.tick(core.now))
+        if core.now >= self._next_sync_ms:
+            self._next_sync_ms = core.now + core.rules.sync_interval_ms
+            self._compare_views()
+        self._catchup.tick()
+        self._admissions.tick()
+        self._closing.advance()
+        if self._stop_at_ms is not None and core.now >= self._stop_at_ms and not self._halted:
+            self._depart()
+
+    def _compare_views(self) -> None:
+        """With one that is up, and one that is not or was dropped: this is how two halves meet
+        again (P5).
+        """
+        core = self._core
+        up = core.dice.pick(core.membership.others_up())
+        gone = core.dice.pick(core.membership.dead() + core.membership.former())
+        core.send(up + gone, Sync(core.membership.view_hash(), core.ledger.summary()))
+
+    # Receiving
+
+    def _receive(self, event: Received) -> None:
+        core = self._core
+        try:
+            message = self._decode(event.data)
+            if is_peer(event.source):
+                core.membership.heard(PeerId(event.source), core.now)
+                self._on_peer(PeerId(event.source), message, event.wall_s)
+            else:
+                self._on_guest(event.source, message, event.wall_s)
+        except RemoteError as error:
+            if len(self.faults) < 10_000 or event.source in self.faults:
+                self.faults[event.source] = self.faults.get(event.source, 0) + 1
+            self._tell(f"fault of {event.source[:4].hex()}: {error}")
+            core.note("warning", "fault", peer=event.source, error=str(error))
+
+    def _on_guest(self, guest: bytes, message: Message, wall_s: int) -> None:
+        if not isinstance(message, Hello):
+            raise RemoteError(f"a guest that sends {type(message).__name__}")
+        self._admissions.on_hello(guest, message, wall_s)
+
+    def _on_peer(self, sender: PeerId, message: Message, wall_s: int) -> None:
+        core = self._core
+        match message:
+            case Ping():
+                core.send_all(core.membership.on_ping(sender, message, core.now))
+                self._catchup.heard_head(sender, message.head)
+            case Ack():
+                core.send_all(core.membership.on_ack(sender, message, core.now))
+                self._catchup.heard_head(sender, message.head)
+            case PingRequest():
+                core.send_all(core.membership.on_ping_request(sender, message, core.now))
+            case Nack():
+                core.membership.on_nack(message)
+            case Sync():
+                self._on_sync(sender, message)
+            case View():
+                self._on_view(sender, message)
+            case Contribute():
+                self._closing.on_contribute(sender, message)
+            case Prepare():
+                self._closing.on_prepare(sender, message)
+            case Promise():
+                self._closing.on_promise(sender, message)
+            case Propose():
+                self._closing.on_propose(sender, message)
+            case Accepted():
+                self._closing.on_accepted(sender, message)
+            case Commit():
+                self._closing.on_commit(sender, message)
+            case Closed():
+                self._on_closed(sender, message)
+            case EntriesRequest():
+                self._catchup.on_request(sender, message)
+            case Entries():
+                self._catchup.on_entries(sender, message)
+            case Evidence():
+                self._catchup.on_evidence(message)
+            case Hello():
+                self._admissions.on_hello(sender, message, wall_s)
+            case Join():
+                self._admissions.on_join(sender, message, wall_s)
+            case Leave():
+                self._admissions.on_leave(message)
+            case Welcome() | Refused():
+                pass  # of use before a peer runs, not after
+            case _:
+                assert_never(message)
+
+    def _on_sync(self, sender: PeerId, message: Sync) -> None:
+        core = self._core
+        self._catchup.heard_head(sender, message.head)
+        if message.view != core.membership.view_hash() or message.head != core.ledger.summary():
+            core.send(sender, self._view(wants_reply=True))
+            core.send(sender, Ack(0, core.ledger.summary(), ()))
+
+    def _view(self, *, wants_reply: bool) -> View:
+        core = self._core
+        cards = [core.cards[peer] for peer in core.head.roster.members if peer in core.cards]
+        return View(
+            core.membership.view(),
+            tuple(core.dice.pick(cards, _VIEW_CARDS_MAX)),
+            wants_reply,
+        )
+
+    def _on_view(self, sender: PeerId, message: View) -> None:
+        core = self._core
+        core.membership.hear_view(sender, message.rumors, core.now)
+        for card in message.cards:
+            known = core.cards.get(card.peer)
+            if card.peer == core.me or (known is not None and known.sequence >= card.sequence):
+                continue
+            if core.head.roster.knows(card.peer):
+                core.judge.check_card(card)
+                core.learn_card(card)
+        if message.wants_reply:
+            core.send(sender, self._view(wants_reply=False))
+
+    def _on_closed(self, sender: PeerId, message: Closed) -> None:
+        core, entry = self._core, message.entry
+        if entry.body.parent == core.head.hash:
+            self._adopt(entry)
+            closer = self._closer_of(entry)
+            if closer is not None:
+                self._closing.spread(message, closer, entry)
+        elif entry.round > core.head.round:
+            self._catchup.ask(sender)
+        else:
+            self._catchup.offer((entry,))
+
+    def _closer_of(self, entry: Entry) -> PeerId | None:
+        before = self._core.ledger.mark_at(entry.round)
+        return before.roster.members[entry.body.closer] if before is not None else None
+
+    # The chain moves
+
+    def _adopt(self, entry: Entry) -> None:
+        """An entry that counts follows our head."""
+        self._catchup.saw(entry)
+        self._advance(Step(self._core.ledger.extend(entry), [entry], None, None))
+
+    def _advance(self, step: Step) -> None:
+        core = self._core
+        if step.switched_from is not None:
+            assert step.fork_round is not None
+            core.save(step.writes)
+            self._switched(step.switched_from, step.fork_round)
+        elif step.appended:
+            self._append(step)
+        else:
+            core.save(step.writes)
+            return
+        core.membership.set_roster(core.head.roster)
+        self._admissions.opened()
+        self._closing.open()
+
+    def _append(self, step: Step) -> None:
+        core = self._core
+        settled = [self._closing.settle(entry) for entry in step.appended]
+        core.save([*step.writes, *(write for writes, _ in settled for write in writes)])
+        for entry, (_, missed) in zip(step.appended, settled, strict=True):
+            before = core.ledger.mark_at(entry.round)
+            assert before is not None, "marks are thinned out only behind the recent ones"
+            if missed is not None:
+                core.out.append(GiveBack(missed))
+            core.out.append(Apply(entry, before.roster.members))
+            self._claim(entry)
+            self._membership_changed(entry, before)
+            self._tell(f"entry {entry.hash[:4].hex()} of {len(entry.body.lines)} contributions")
+
+    def _switched(self, before: Mark, fork_round: int) -> None:
+        core = self._core
+        reason = f"a heavier ledger parts from ours at round {fork_round}"
+        self._tell(reason)
+        core.note(
+            "warning",
+            "switched",
+            fork_round=fork_round,
+            left_round=before.round,
+            left_weight=before.weight,
+            round=core.head.round,
+            weight=core.head.weight,
+        )
+        self._closing.abandon(fork_round, before.round)
+        core.out.append(Rebuild(core.head.round, core.head.hash, switched=True, reason=reason))
+
+    def _membership_changed(self, entry: Entry, before: Mark) -> None:
+        core = self._core
+        for admission in entry.body.admissions:
+            peer = admission.card.peer
+            core.learn_card(admission.card)
+            if peer in core.cards and peer != core.me:
+                core.out.append(Connect(core.cards[peer]))
+            core.note("info", "joined", peer=peer, round=entry.round)
+        for departure in entry.body.departures:
+            peer = before.roster.members[departure.seat]
+            core.note("info", "departed", peer=peer, round=entry.round, cause=departure.cause.name)
+            if peer in core.head.roster.banned:
+                core.out.append(Disconnect(peer))
+
+    # Digests
+
+    def _applied(self, event: Applied) -> None:
+        self._states[(event.round, event.parent)] = event.state
+        self._trim(self._states)
+        self._compare_state((event.round, event.parent))
+
+    def _claim(self, entry: Entry) -> None:
+        self._claims[(entry.round, entry.body.parent)] = entry.body.state
+        self._trim(self._claims)
+        self._compare_state((entry.round, entry.body.parent))
+
+    def _trim(self, table: dict[tuple[int, Hash], int]) -> None:
+        while len(table) > _STATES_KEPT:
+            del table[next(iter(table))]
+
+    def _compare_state(self, place: tuple[int, Hash]) -> None:
+        """P1, checked: most of a round's contributors stood on this state, and so must we."""
+        mine, theirs = self._states.get(place), self._claims.get(place)
+        if mine is None or theirs is None or mine == theirs:
+            return
+        core = self._core
+        core.note(
+            "error", "digest-mismatch", round=place[0], mine=f"{mine:016x}", theirs=f"{theirs:016x}"
+        )
+        if self._repaired != place:
+            self._repaired = place
+            reason = f"the state at round {place[0]} differs from the others'"
+            core.out.append(Rebuild(core.head.round, core.head.hash, switched=False, reason=reason))

@@ -1,0 +1,126 @@
+"""From records on disk back to a peer: what was saved, seen the way the machine wants it after a
+start.
+"""
+
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+from protocol.closing import Vote
+from protocol.codec import decode, decode_card_list, decode_entry
+from protocol.entries import Card, Entry
+from protocol.ids import Hash
+from protocol.ledger import Mark, decode_mark, round_key
+from protocol.messages import Contribute, Locator
+from protocol.peer import Saved
+from protocol.roster import Roster
+
+TABLES: Final = ("entries", "chain", "marks", "rosters", "votes", "outbox", "cards", "meta")
+_REPLY_BYTES: Final = 1 << 20
+_REPLY_ENTRIES: Final = 256
+
+
+class Reader(Protocol):
+    """Records by table and key."""
+
+    def get(self, table: str, key: bytes) -> bytes | None: ...
+
+    def scan(self, table: str, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]: ...
+
+
+def entry_at(disk: Reader, round: int) -> Entry | None:
+    """The chain's entry that closed `round`."""
+    name = disk.get("chain", round_key(round))
+    return None if name is None else entry_named(disk, Hash(name))
+
+
+def entry_named(disk: Reader, name: Hash) -> Entry | None:
+    raw = disk.get("entries", name)
+    return None if raw is None else decode_entry(raw)
+
+
+def restore(disk: Reader, genesis: Mark) -> Saved:
+    """What a peer needs to go on where its process ended."""
+    rosters = {key: Roster.decode(raw) for key, raw in disk.scan("rosters")}
+    marks = {0: genesis}
+    for key, raw in disk.scan("marks"):
+        mark = decode_mark(key, raw, rosters)
+        marks[mark.round] = mark
+    head = marks[max(marks)]
+    mine = disk.get("outbox", round_key(head.round))
+    return Saved(
+        tuple(marks.values()),
+        entry_at(disk, head.round - 1) if head.round else None,
+        _vote(disk, head),
+        _contribution_after(head, mine),
+        tuple(unlisted(disk, head)),
+    )
+
+
+def _vote(disk: Reader, head: Mark) -> Vote:
+    key = round_key(head.round)
+    vote = Vote()
+    promised = disk.get("votes", key + b"p")
+    if promised is not None and promised[:32] == head.hash:
+        vote.promised = int.from_bytes(promised[32:], "big")
+    accepted = disk.get("votes", key + b"a")
+    if accepted is not None:
+        entry = decode_entry(accepted[4:])
+        if entry.body.parent == head.hash:
+            vote.accepted = int.from_bytes(accepted[:4], "big"), entry
+    sealed = disk.get("votes", key + b"s")
+    if sealed is not None:
+        entry = decode_entry(sealed)
+        if entry.body.parent == head.hash:
+            vote.sealed = entry
+    return vote
+
+
+def _contribution_after(head: Mark, raw: bytes | None) -> Contribute | None:
+    message = None if raw is None else decode(raw)
+    if isinstance(message, Contribute) and message.tip == head.hash[:8]:
+        return message
+    return None
+
+
+def unlisted(disk: Reader, head: Mark) -> Iterator[tuple[int, bytes]]:
+    """Our own contributions (round, payload) that no entry of the chain lists, and that are not
+    still to be listed.
+
+    They missed their round, or the chain that listed them is no longer ours.
+    """
+    for _, raw in disk.scan("outbox"):
+        message = decode(raw)
+        assert isinstance(message, Contribute), "the outbox holds contributions"
+        if message.round == head.round and message.tip == head.hash[:8]:
+            continue
+        entry = entry_at(disk, message.round)
+        if entry is None or entry.body.parent[:8] != message.tip:
+            yield message.round, message.payload
+        elif all(line.payload != message.payload for line in entry.body.lines):
+            yield message.round, message.payload
+
+
+def saved_cards(disk: Reader) -> tuple[Card, ...]:
+    return tuple(card for _, raw in disk.scan("cards") for card in decode_card_list(raw))
+
+
+def entries_after(disk: Reader, locators: tuple[Locator, ...]) -> tuple[Entry, ...]:
+    """What follows the first locator that is on our chain, as many entries as one frame should
+    carry.
+    """
+    for locator in locators:
+        if locator.round == 0 or disk.get("chain", round_key(locator.round - 1)) == locator.entry:
+            return _read_on(disk, locator.round)
+    return ()
+
+
+def _read_on(disk: Reader, round: int) -> tuple[Entry, ...]:
+    found: list[Entry] = []
+    room = _REPLY_BYTES
+    for _, name in disk.scan("chain", round_key(round)):
+        raw = disk.get("entries", name)
+        if raw is None or (found and (room < len(raw) or len(found) >= _REPLY_ENTRIES)):
+            break
+        room -= len(raw)
+        found.append(decode_entry(raw))
+    return tuple(found)

@@ -1,0 +1,102 @@
+"""Who is a member: a value that follows from the ledger, and from nothing else.
+
+A round's roster is fixed by the entry before it. It holds the members sorted by id (a member's
+index is its *seat*), and remembers those who left, so that they may come back without an invite,
+and those who lied, so that they may not.
+"""
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Final
+
+from protocol.entries import Admission, Body, Cause, Departure
+from protocol.ids import Hash, PeerId, digest
+
+ALUMNI_MAX: Final = 4_096
+BANNED_MAX: Final = 4_096
+
+
+class Roster:
+    """Immutable; compared by identity, which is cheap where thousands are looked up."""
+
+    __slots__ = ("__dict__", "alumni", "banned", "members")
+
+    def __init__(
+        self,
+        members: Iterable[PeerId],
+        alumni: tuple[PeerId, ...] = (),  # oldest first
+        banned: tuple[PeerId, ...] = (),
+    ) -> None:
+        self.members: tuple[PeerId, ...] = tuple(sorted(members))
+        self.alumni = alumni
+        self.banned = banned
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __contains__(self, peer: object) -> bool:
+        return peer in self._seats
+
+    @cached_property
+    def _seats(self) -> dict[PeerId, int]:
+        return {peer: seat for seat, peer in enumerate(self.members)}
+
+    @cached_property
+    def hash(self) -> Hash:
+        parts = [b"".join(part) for part in (self.members, self.alumni, self.banned)]
+        return digest("roster", *parts)
+
+    @property
+    def majority(self) -> int:
+        return len(self.members) // 2 + 1
+
+    def seat(self, peer: PeerId) -> int | None:
+        return self._seats.get(peer)
+
+    def knows(self, peer: PeerId) -> bool:
+        """A member now or before: somebody whose word on an invite counts."""
+        return peer in self._seats or peer in self.alumni
+
+    def after(self, body: Body) -> "Roster":
+        """The roster of the round that follows `body`."""
+        if not body.admissions and not body.departures:
+            return self
+        gone = {self.members[departure.seat] for departure in body.departures}
+        liars = {
+            self.members[departure.seat]
+            for departure in body.departures
+            if departure.cause is Cause.EQUIVOCATED
+        }
+        new = [admission.card.peer for admission in body.admissions]
+        alumni = [peer for peer in self.alumni if peer not in new]
+        alumni += sorted(gone - liars)
+        return Roster(
+            [peer for peer in self.members if peer not in gone] + new,
+            tuple(alumni[-ALUMNI_MAX:]),
+            (*self.banned, *sorted(liars))[-BANNED_MAX:],
+        )
+
+    def may_join(self, admission: Admission) -> bool:
+        """By the ledger alone: signatures and dates are checked elsewhere."""
+        peer = admission.card.peer
+        if peer in self or peer in self.banned:
+            return False
+        return (
+            peer in self.alumni if admission.token is None else self.knows(admission.token.minter)
+        )
+
+    def may_leave(self, departure: Departure) -> bool:
+        return departure.seat < len(self.members)
+
+    def encode(self) -> bytes:
+        counts = (len(part).to_bytes(4, "big") for part in (self.members, self.alumni, self.banned))
+        return b"".join(counts) + b"".join((*self.members, *self.alumni, *self.banned))
+
+    @classmethod
+    def decode(cls, raw: bytes) -> "Roster":
+        """What `encode` made; this is our own disk, not the wire."""
+        counts = [int.from_bytes(raw[at : at + 4], "big") for at in (0, 4, 8)]
+        peers = [PeerId(raw[at : at + 32]) for at in range(12, len(raw), 32)]
+        assert len(peers) == sum(counts), "a roster's record is damaged"
+        first, second = counts[0], counts[0] + counts[1]
+        return cls(peers[:first], tuple(peers[first:second]), tuple(peers[second:]))
