@@ -52,9 +52,9 @@ class Method(Protocol):
         """
         ...
 
-    def give_back(self, round: int, payload: bytes) -> None:
-        """Our own payload missed `round`: offer what it holds again, unless a later merge shows it
-        committed.
+    def give_back(self, payload: bytes) -> None:
+        """Our own payload missed its round: offer what it holds again, unless a later merge shows
+        it committed.
         """
         ...
 

@@ -116,8 +116,8 @@ class Spsa:
     def work(self, round: RoundContext) -> WorkResult:
         """Probe until the window is over. Work that missed an earlier round rides along."""
         late = self._backlog.take(round.round, PROBES_MAX - 1)
-        budget = self.config.probes or self.config.probes_max
-        first, count = self._backlog.reserve(round.round, min(budget, PROBES_MAX - len(late)))
+        count = min(self.config.probes or self.config.probes_max, PROBES_MAX - len(late))
+        first = self._backlog.first_index(round.round, count)
         chooser = self._weights.chooser()
         fresh: dict[int, Measured] = {}
         losses: list[float] = []
@@ -128,8 +128,8 @@ class Spsa:
             if self.config.probes is None and round.expired():
                 break
         offered = late | {(round.round, index): probe for index, probe in fresh.items()}
-        self._backlog.offer(round.round, offered)
         payload = encode(self._as_probes(round.round, offered), self._weights.pool_size is not None)
+        self._backlog.offer(round.round, payload, offered)
         return WorkResult(payload, sum(losses) / len(losses) if losses else None)
 
     def _measure(
@@ -162,9 +162,9 @@ class Spsa:
             value = units.recode(m.value, m.exponent, self._exponent)
             yield Probe(now - origin, index, value, m.choice if origin < now else None)
 
-    def give_back(self, round: int, payload: bytes) -> None:
-        """What we offered to `round` is not in it, or no longer: it waits for the next one."""
-        self._backlog.give_back(round)
+    def give_back(self, payload: bytes) -> None:
+        """What we offered to a round is not in it, or no longer: it waits for the next one."""
+        self._backlog.give_back(payload)
 
     # The replicated update.
 
@@ -174,7 +174,10 @@ class Spsa:
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
         merging = [m for c in contributions for m in self._decode(round.round, c)]
-        self._backlog.drop((m.origin, m.probe.index) for m in merging if m.peer == round.peer)
+        for c in contributions:
+            if c.peer == round.peer:
+                places = [(m.origin, m.probe.index) for m in merging if m.peer == c.peer]
+                self._backlog.committed(round.round, c.payload, places)
         self._backlog.forget_before(round.round)
         if not merging:
             return
