@@ -287,7 +287,7 @@ def test_a_closed_door_and_a_wrong_door_refuse_guests() -> None:
 
 
 def test_the_source_is_the_key_not_a_claim() -> None:
-    """A member that sets a routing id of its own, the PeerId of another, is still heard as itself."""
+    """A member that sets another's PeerId as its routing id is still heard as itself."""
     with Node("ada") as ada, Node("bob") as bob:
         eve = identity_keys(seed("eve"))
         ada.knows(bob, dials=False)
