@@ -71,13 +71,13 @@ class PortInUse(ListenError):
     def __init__(self, address: Address) -> None:
         other = Address(address.host, address.port % 65535 + 1)
         super().__init__(
-            f"port {address.port} is in use by {_holder(address.port)}",
+            f"port {address.port} is in use by {holder_of_port(address.port)}",
             f"pass --listen {other}",
         )
         self.address = str(address)
 
 
-def _holder(port: int) -> str:
+def holder_of_port(port: int) -> str:
     """Best effort: the table of connections may not be ours to read."""
     import psutil
 

@@ -240,14 +240,19 @@ def test_newer_and_foreign_files_are_refused(tmp_path: Path) -> None:
 
 def _fill(store: Store) -> int:
     """Commit until there is no room; returns how many commits stand."""
-    number = 0
-    with pytest.raises(StoreFull) as caught:
-        while number < 10_000:
-            key = number.to_bytes(4, "big")
+    stands = 0
+
+    def commit_on() -> None:
+        nonlocal stands
+        while stands < 10_000:
+            key = stands.to_bytes(4, "big")
             store.commit([Write("entries", key, os.urandom(8_000)), Write("meta", b"n", key)])
-            number += 1
+            stands += 1
+
+    with pytest.raises(StoreFull) as caught:
+        commit_on()
     assert "free some space" in caught.value.hint
-    return number
+    return stands
 
 
 def _assert_intact(store: Store, stands: int) -> None:
