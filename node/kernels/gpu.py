@@ -6,12 +6,14 @@ its own bit, in a word that neighbours share. So no lane repeats another's Philo
 read in order. Tensors go through in chunks, which bounds the scratch memory.
 
 Only integers and single fp32 additions and multiplications are used. Products are exact (see
-`base`), so it would not matter if the compiler fused them, but it is told not to. A widening 64-bit product stands in
-for the high-half multiplication, since that is the same in hardware and in the interpreter.
-Keys are read from device memory as int64: Triton guesses a narrower type for a small number.
+`base`), so it would not matter if the compiler fused them, but it is told not to. A widening 64-bit
+product stands in for the high-half multiplication, since that is the same in hardware and in the
+interpreter. Keys are read from device memory as int64: Triton guesses a narrower type for a small
+number.
 """
 
 # mypy: disallow_untyped_decorators=False
+
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -91,16 +93,23 @@ def _store(
         tl.store(out + i, pattern.to(tl.float32, bitcast=True), mask)
 
 
-@triton.jit(do_not_specialize=["first_block", "blocks"])
+@triton.jit(do_not_specialize=["first_block", "rows", "blocks"])
 def _words_kernel(
-    words: tl.tensor, keys: tl.tensor, first_block: int, blocks: int, LANES: tl.constexpr
+    words: tl.tensor,
+    keys: tl.tensor,
+    first_block: int,
+    rows: int,
+    blocks: int,
+    LANES: tl.constexpr,
 ) -> None:
-    """words (keys, blocks, 4) int32: the bits of directions, one grid row a key."""
-    row = tl.program_id(1)
-    lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
-    w0, w1, w2, w3 = _philox(tl.load(keys + row), first_block + lane, _DIRECTIONS)
-    mask = lane < blocks
-    place = words + (row.to(tl.int64) * blocks + lane) * 4
+    """words (rows, blocks, 4) int32: the bits of directions, one row a key. Lanes run over rows and
+    blocks alike, so that many keys fill a program even for a small tensor."""
+    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    mask = lane < rows * blocks
+    key = tl.load(keys + lane // blocks, mask, other=0)
+    block = first_block + (lane % blocks).to(tl.int64)
+    w0, w1, w2, w3 = _philox(key, block, _DIRECTIONS)
+    place = words + lane * 4
     tl.store(place, w0.to(tl.int32, bitcast=True), mask)
     tl.store(place + 1, w1.to(tl.int32, bitcast=True), mask)
     tl.store(place + 2, w2.to(tl.int32, bitcast=True), mask)
@@ -297,9 +306,7 @@ def _directions(keys: Tensor, position: int, count: int) -> tuple[Tensor, int]:
     block, skip = divmod(position, philox.DIRECTIONS_PER_BLOCK)
     blocks = _ceil(skip + count, philox.DIRECTIONS_PER_BLOCK)
     words = torch.empty((len(keys), blocks * 4), dtype=torch.int32, device=keys.device)
-    with torch.cuda.device_of(words):  # type: ignore[no-untyped-call]
-        grid = (_ceil(blocks, _LANES), len(keys))
-        _words_kernel[grid](words, keys, block, blocks, LANES=_LANES, enable_fp_fusion=False)
+    _launch(_words_kernel, len(keys) * blocks, words, keys, block, len(keys), blocks)
     return words, skip
 
 
