@@ -122,13 +122,12 @@ class Dials:
 
     # -- watching ----------------------------------------------------------------------------------
 
-    def observe(self, link: Link, now_ms: int) -> Iterator[Sight]:
+    def observe(self, link: Link, now_ms: int) -> None:
         """What became of the connection since we last looked."""
         dial = link.dial
         assert dial is not None, "only live dials are watched"
         assert dial.monitor is not None, "a dial without sockets is not watched"
         for sight in sights(dial.monitor):
-            yield sight
             if sight is Sight.UP:
                 self._came_up(link, dial, now_ms)
             elif sight is Sight.LOST:

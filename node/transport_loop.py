@@ -17,7 +17,7 @@ from node.curve import CurveKeys
 from node.transport_dials import Dials
 from node.transport_links import Guest, GuestBook, Link, Path
 from node.transport_mailbox import Forget, Mailbox, Order, Resolved, Send, SetPeer
-from node.transport_sockets import Sight, bind, listener
+from node.transport_sockets import bind, listener
 from node.transport_types import (
     Bucket,
     Drop,
@@ -29,7 +29,7 @@ from node.transport_types import (
 from node.transport_zap import GUEST_USER, Gate
 
 _TICK_MS = 250  # how often deadlines are looked at
-_FULL_PIPE_RETRY_MS = 5  # a ROUTER cannot say which of its connections has room again
+_FULL_PIPE_RETRY_MS = 1  # a ROUTER cannot say which of its connections has room again
 _IDLE_WAIT_MS = 5_000
 _READ_MAX = 1_000  # messages taken from one socket before the others get their turn
 
@@ -274,9 +274,10 @@ class TransportLoop:
         elif source is self._router:
             self._read_router(now_ms)
         elif (link := self._dials.watched(source)) is not None:
-            for sight in self._dials.observe(link, now_ms):
-                if sight is Sight.UP:
-                    self._ready[link.peer] = link
+            self._dials.observe(link, now_ms)
+            self._ready[link.peer] = (
+                link  # up: what waits may go; failed: the next address may start
+            )
         elif (link := self._dials.dialled(source)) is not None:
             if events & zmq.POLLIN:
                 self._read_dial(link, now_ms)

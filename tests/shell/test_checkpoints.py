@@ -45,7 +45,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 def test_the_newest_two_are_kept_and_leftovers_go(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    (folder / "round-000000000001.safetensors.tmp").write_bytes(b"half")
+    (folder / "round-000000000007.safetensors.tmp").write_bytes(b"half")
     for round in (1, 2, 10, 9):
         checkpoints.save(tmp_path, round, ENTRY, tensors(round))
     assert checkpoints.rounds(tmp_path) == [9, 10]

@@ -77,6 +77,12 @@ def test_a_scan_may_be_left_early_and_commits_go_on_beside_it(store: Store) -> N
     assert [key[0] for key, _ in walk] == [*range(1, 200), 250]
 
 
+def test_a_limit_holds_across_pages(store: Store) -> None:
+    put(store, *range(200))
+    for limit in (0, 1, 63, 64, 65, 128, 150, 200, 999):
+        assert len(list(store.scan("entries", limit=limit))) == min(limit, 200)
+
+
 def test_a_failed_commit_leaves_nothing(store: Store) -> None:
     put(store, 1)
     with pytest.raises(AssertionError, match="unknown table"):
