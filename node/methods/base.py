@@ -52,10 +52,15 @@ class Method(Protocol):
         """
         ...
 
-    def give_back(self, payload: bytes) -> None:
-        """Our own payload missed its round: offer what it holds again, unless a later merge shows
-        it committed.
+    def give_back(self, round: int, payload: bytes) -> None:
+        """Our own payload for `round` missed it: offer what it holds again.
+
+        What a merge has shown to be committed since is not offered twice.
         """
+        ...
+
+    def settled(self, round: int, payload: bytes) -> None:
+        """Our own payload was committed in `round`, whose merge is part of the loaded state."""
         ...
 
     def weigh(self, payload: bytes) -> int:

@@ -6,9 +6,10 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from fractions import Fraction
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -109,7 +110,7 @@ def quiet(transformers: ModuleType) -> Iterator[None]:
     transformers.logging.disable_progress_bar()
     disabled = logging.root.manager.disable
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):  # some bars obey nothing else
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -81,6 +81,11 @@ class Perturbed:
         if self.flat is None:
             self._verify(dry_run)
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory held for perturbed copies."""
+        return self._arena.size if self.flat is None else self.flat.nbytes
+
     @contextmanager
     def at(self, key: int, scale: float) -> Iterator[None]:
         """Inside, the model's forward uses theta + scale * s(key). Not reentrant, one thread at a
@@ -169,16 +174,17 @@ class Perturbed:
     ) -> Callable[..., Any]:
         rows, width = weight.tensor.shape
         block = self._block_rows(weight.tensor)
+        firsts = range(0, rows, block)
+        parts = [(weight.tensor[f : f + block], weight.offset + f * width, f) for f in firsts]
 
         def linear_forward(x: Tensor) -> Tensor:
             mark = self._arena.top
             flat_x = x.reshape(-1, width)
             out = x.new_empty(flat_x.shape[0], rows)
             scratch = self._arena.take(block * width, weight.tensor.dtype).view(block, width)
-            for first in range(0, rows, block):
-                part = weight.tensor[first : first + block]
+            for part, offset, first in parts:
                 copy = scratch[: len(part)]
-                self._perturb(part, weight.offset + first * width, copy)
+                self._perturb(part, offset, copy)
                 torch.mm(flat_x, copy.t(), out=out[:, first : first + block])
             if bias is not None:
                 copy = self._arena.take(rows, bias.tensor.dtype)
@@ -204,8 +210,7 @@ class Perturbed:
         copies = self._arena.take(rows.numel() * width, weight.tensor.dtype).view(-1, width)
         at = 0
         for first, count in _runs(rows.tolist()):
-            part = weight.tensor[first : first + count]
-            self._perturb(part, weight.offset + first * width, copies[at : at + count])
+            self._perturb_rows(weight, first, copies[at : at + count])
             at += count
         out = F.embedding(places, copies)
         self._arena.top = mark
@@ -221,12 +226,11 @@ class Perturbed:
         scratch = self._arena.take(block * width, weight.tensor.dtype).view(block, width)
         out = weight.tensor.new_zeros(*ids.shape, width)
         for first in range(0, rows, block):
-            part = weight.tensor[first : first + block]
-            copy = scratch[: len(part)]
-            self._perturb(part, weight.offset + first * width, copy)
+            copy = scratch[: rows - first]
+            self._perturb_rows(weight, first, copy)
             local = ids - first
-            found = F.embedding(local.clamp(0, len(part) - 1), copy)
-            inside = ((local >= 0) & (local < len(part))).unsqueeze(-1)
+            found = F.embedding(local.clamp(0, len(copy) - 1), copy)
+            inside = ((local >= 0) & (local < len(copy))).unsqueeze(-1)
             out = torch.where(inside, found, out)
         self._arena.top = mark
         return out
@@ -235,6 +239,12 @@ class Perturbed:
         limit = CPU_BLOCK_BYTES if tensor.device.type == "cpu" else CUDA_BLOCK_BYTES
         row_bytes = tensor.shape[1] * tensor.element_size()
         return max(1, min(len(tensor), limit // max(1, row_bytes)))
+
+    def _perturb_rows(self, weight: Weight, first: int, out: Tensor) -> None:
+        """As many rows as `out` has, from row `first` of a matrix."""
+        self._watching_off = True
+        part = weight.tensor[first : first + len(out)]
+        self._perturb(part, weight.offset + first * weight.tensor.shape[1], out)
 
     def _perturb(self, tensor: Tensor, offset: int, out: Tensor) -> None:
         self._watching_off = True
@@ -251,8 +261,9 @@ class Perturbed:
         with torch.no_grad(), self.at(key=1, scale=0.0), _Watch(self.weights, note):
             dry_run()
         if unperturbed:
+            names = ", ".join(sorted(unperturbed)[:3])
             raise ConfigError(
-                f"these weights are read where they cannot be perturbed: {sorted(unperturbed)}",
+                f"{len(unperturbed)} weights are read where they cannot be perturbed: {names}",
                 "leave them out of `trainable`, or let a module's forward read them",
             )
 
@@ -360,6 +371,10 @@ class _Arena:
     def __init__(self, device: torch.device) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8, device=device)
         self.top = 0  # bytes
+
+    @property
+    def size(self) -> int:
+        return len(self._buffer)
 
     def take(self, count: int, dtype: torch.dtype) -> Tensor:
         size = -(-count * dtype.itemsize // _ALIGN) * _ALIGN

@@ -1,0 +1,47 @@
+"""A small run that fits a test: a tiny byte-level model on text made up on the spot."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from node.kernels import kernels_for
+from node.methods.base import RoundContext
+from node.methods.parts.setup import Setup
+from node.training.data import Data, DataConfig, Windows
+from node.training.losses import batch_loss
+from node.training.models import GptConfig, build_model
+
+RUN = bytes(range(32))
+MakeSetup = Callable[..., Setup]
+MakeRound = Callable[..., RoundContext]
+
+
+def peer(number: int) -> bytes:
+    return bytes([number]) * 32
+
+
+@pytest.fixture
+def make_setup() -> MakeSetup:
+    """Each call gives a fresh model with the same weights, as another peer would have."""
+
+    def make(dtype: str = "fp32", private: bool = False) -> Setup:
+        model = build_model(
+            GptConfig(kind="gpt", layers=1, width=8, heads=1, context=8, dtype=dtype)
+        )
+        config = DataConfig(source="text", path="unused", context=8, batch=2, private=private)
+        stream = np.arange(4000, dtype=np.uint32) * 7 % 11 + 97
+        data = Data(config, Windows([stream[:3000]], 8), Windows([stream[3000:]], 8))
+        return Setup(model.module, data, batch_loss, kernels_for(torch.device("cpu")), RUN)
+
+    return make
+
+
+@pytest.fixture
+def make_round() -> MakeRound:
+    def make(number: int, me: int, seats: int = 3) -> RoundContext:
+        members = tuple(peer(i) for i in range(seats))
+        return RoundContext(RUN, number, peer(me), members, lambda: True)
+
+    return make
