@@ -60,7 +60,7 @@ def perform(effects: Iterable[Effect], shell: Shell) -> None:
             case Rebuild():
                 _rebuild(effect, shell)
             case GiveBack():
-                shell.worker.give_back(effect.payload)
+                shell.worker.give_back(effect.round, effect.payload)
             case ServeEntries():
                 found = entries_after(shell.disk, effect.locators)
                 reply = Entries(found, shell.peer.ledger.summary())
@@ -74,8 +74,8 @@ def perform(effects: Iterable[Effect], shell: Shell) -> None:
 
 
 def _rebuild(task: Rebuild, shell: Shell) -> None:
-    """Our own work that no entry lists any more is given back before what the new chain lists is merged."""
-    if task.switched:
-        for _, payload in unlisted(shell.disk, shell.peer.ledger.head):
-            shell.worker.give_back(payload)
+    """After a switch, our own work that the new chain does not list is given back."""
     shell.worker.rebuild(task)
+    if task.switched:
+        for round, payload in unlisted(shell.disk, shell.peer.ledger.head):
+            shell.worker.give_back(round, payload)

@@ -87,6 +87,7 @@ class _Round:
     mine: Contribute | None = None
     sent_to: set[PeerId] = field(default_factory=set)
     next_ballot: int = 1
+    tried_ballot: int = -1  # a ballot is led once: two values under one ballot would break the vote
     promised: int = 0
     accepted: tuple[int, Entry] | None = None
     lead: _Lead | None = None
@@ -122,6 +123,7 @@ class Closing:
             None  # the round before: its tip, when it opened
         )
         self._returned: list[int] = []  # rounds whose payload was given back and not carried since
+        self._carried = 0  # how many of those were given back before the present work began
         self._sealed: Entry | None = None  # our own seal for the open round
         self.stopping = False
         self.last: Entry | None = None  # the newest entry of the chain, to hand to who asks
@@ -162,6 +164,7 @@ class Closing:
         if self._round.mine is not None:
             self._contribute()
         elif not self.stopping:
+            self._carried = len(self._returned)
             core.out.append(
                 StartWork(
                     core.head.round, core.head.hash, core.head.roster.members, self._measures()
@@ -196,7 +199,7 @@ class Closing:
     def work_done(self, done: WorkDone) -> None:
         core, round = self._core, self._round
         if done.parent != core.head.hash or round.mine is not None or not core.is_member:
-            core.out.append(GiveBack(done.payload))
+            core.out.append(GiveBack(done.round, done.payload))
             return
         line = Line(0, done.payload, done.loss, done.heldout)
         signed = contribution_bytes(core.run, done.round, done.parent, done.state, line)
@@ -209,10 +212,10 @@ class Closing:
             done.heldout,
             core.keys.sign(signed),
         )
-        carried = [Write("outbox", round_key(earlier), None) for earlier in self._returned]
+        rounds, self._returned = self._returned[: self._carried], self._returned[self._carried :]
+        carried = [Write("outbox", round_key(earlier), None) for earlier in rounds]
         old = Write("outbox", round_key(max(0, done.round - OUTBOX_ROUNDS)), None)
         core.save([*carried, old, Write("outbox", round_key(done.round), encode(round.mine))])
-        self._returned = []
         self._contribute()
         self.advance()
 
@@ -284,12 +287,12 @@ class Closing:
     def _close_in_turn(self) -> None:
         """Close as the first by rank that is up."""
         core, round = self._core, self._round
-        if round.lead is not None:
+        if round.lead is not None or not round.held:
             return
         down = core.membership.down()
         ranked = core.ranked()
         first_up = next(rank for rank, peer in enumerate(ranked) if peer not in down)
-        if ranked[first_up] != core.me or round.promised > first_up:
+        if ranked[first_up] != core.me or not self._may_lead(first_up):
             return
         missing = sum(1 for peer in core.membership.alive() if peer not in round.held)
         verdict = decide(len(round.held), missing, round.deadline_ms, core.now)
@@ -310,12 +313,19 @@ class Closing:
         if others:
             self._fall_behind(core.dice.pick(others)[0])
 
+    def _may_lead(self, ballot: int) -> bool:
+        round = self._round
+        fresh = ballot > round.promised or ballot == round.promised == 0
+        return fresh and ballot > round.tried_ballot
+
     def _start_lead(self, ballot: int, reason: str) -> None:
         core, round = self._core, self._round
-        if not round.held or ballot < round.promised:
+        if not round.held or not self._may_lead(ballot):
             return
+        round.tried_ballot = ballot
         core.note("debug", "closing", round=core.head.round, ballot=ballot, reason=reason)
-        round.lead = _Lead(ballot, self._turn(ballot + 1))
+        patience = self._turn(ballot + 1) - self._turn(ballot)
+        round.lead = _Lead(ballot, core.now + patience)
         if ballot == 0:
             self._propose(round.lead, self._sealed or self._build())
             return

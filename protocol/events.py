@@ -115,7 +115,7 @@ class Apply:
 class Rebuild:
     """Bring the replicated state to the chain's head from what is on disk; answer with `Applied`.
 
-    If the chain `switched`, our own contributions that it does not list are given back first.
+    If the chain `switched`, our own contributions that it does not list are given back then.
     """
 
     round: int
@@ -131,6 +131,9 @@ class StopWork:
 
 @dataclass(frozen=True, slots=True)
 class GiveBack:
+    """Our own contribution to `round` missed it: offer what it holds again, unless it was committed."""
+
+    round: int
     payload: bytes
 
 

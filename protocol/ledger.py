@@ -305,7 +305,7 @@ class Ledger:
         writes: list[Write] = []
         for mark in marks:
             before = self._marks.get(mark.round - 1)
-            if before is None or before.roster is not mark.roster:
+            if before is None or before.roster.hash != mark.roster.hash:
                 writes.append(Write("rosters", mark.roster.hash, mark.roster.encode()))
             writes.append(Write("chain", round_key(mark.round - 1), mark.hash))
             writes.append(Write("marks", round_key(mark.round), encode_mark(mark)))

@@ -119,10 +119,14 @@ class Membership:
         ]
 
     def view(self) -> tuple[Rumor, ...]:
-        return tuple(self._view[peer] for peer in sorted(self._view) if peer in self._roster)
+        """All that is worth telling, our own incarnation included: it denies what is said of us."""
+        rumors = [self._view[peer] for peer in sorted(self._view) if peer in self._roster]
+        return tuple(rumors + [self._rumor(self._me)] * (self.incarnation > 0))
 
     def view_hash(self) -> bytes:
-        parts = [b"%b%d.%d" % (r.peer, r.health, r.incarnation) for r in self.view()]
+        """Equal on two peers exactly if they hold the same of everybody."""
+        held = {rumor.peer: rumor for rumor in self.view()}
+        parts = [b"%b%d.%d" % (p, held[p].health, held[p].incarnation) for p in sorted(held)]
         return digest("view", *parts)[:8]
 
     @property

@@ -120,7 +120,7 @@ class Peer:
         self._next_sync_ms = now + dice.below(rules.sync_interval_ms)
         self._states: dict[tuple[int, Hash], int] = {}  # our state digests
         self._claims: dict[tuple[int, Hash], int] = {}  # what entries say they should be
-        self._repaired: tuple[int, Hash] | None = None
+        self._repaired: dict[tuple[int, Hash], int] = {}  # places a rebuild was asked for
         self._stop_at_ms: Millis | None = None
         self._started = self._halted = False
         self.faults: dict[bytes, int] = {}  # bad messages by sender
@@ -222,7 +222,7 @@ class Peer:
                 core.learn_card(card)
         core.out.append(Rebuild(core.head.round, core.head.hash, switched=False, reason="start"))
         for round, payload in self._saved.returned:
-            core.out.append(GiveBack(payload))
+            core.out.append(GiveBack(round, payload))
             self._closing.returned(round)
         self._closing.restore(self._saved.vote or Vote(), self._saved.mine)
         self._saved = Saved()
@@ -433,7 +433,7 @@ class Peer:
             before = core.ledger.mark_at(entry.round)
             assert before is not None, "marks are thinned out only behind the recent ones"
             if missed is not None:
-                core.out.append(GiveBack(missed))
+                core.out.append(GiveBack(entry.round, missed))
             core.out.append(Apply(entry, before.roster.members))
             self._claim(entry)
             self._membership_changed(entry, before)
@@ -494,7 +494,8 @@ class Peer:
         core.note(
             "error", "digest-mismatch", round=place[0], mine=f"{mine:016x}", theirs=f"{theirs:016x}"
         )
-        if self._repaired != place:
-            self._repaired = place
+        if place not in self._repaired:
+            self._repaired[place] = mine
+            self._trim(self._repaired)
             reason = f"the state at round {place[0]} differs from the others'"
             core.out.append(Rebuild(core.head.round, core.head.hash, switched=False, reason=reason))

@@ -41,6 +41,7 @@ def entry_named(disk: Reader, name: Hash) -> Entry | None:
 def restore(disk: Reader, genesis: Mark) -> Saved:
     """What a peer needs to go on where its process ended."""
     rosters = {key: Roster.decode(raw) for key, raw in disk.scan("rosters")}
+    rosters[genesis.roster.hash] = genesis.roster
     marks = {0: genesis}
     for key, raw in disk.scan("marks"):
         mark = decode_mark(key, raw, rosters)

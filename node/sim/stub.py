@@ -48,6 +48,7 @@ class StubWorker:
         self._work_ms, self._later = work_ms, later
         self.state = 0
         self.pending: dict[bytes, None] = {}
+        self._committed: set[bytes] = set()
         self.made: list[bytes] = []
         self._task: StartWork | None = None
         self.units_per_round = 1
@@ -63,9 +64,10 @@ class StubWorker:
     def stop_work(self) -> None:
         """Work in the simulator is a delay that ends by itself."""
 
-    def give_back(self, payload: bytes) -> None:
+    def give_back(self, round: int, payload: bytes) -> None:
         for unit in units(payload):
-            self.pending[unit] = None
+            if unit not in self._committed:
+                self.pending[unit] = None
 
     def apply(self, task: Apply) -> None:
         self._merge(task.entry)
@@ -76,9 +78,11 @@ class StubWorker:
         for line in entry.body.lines:
             for unit in units(line.payload):
                 self.pending.pop(unit, None)
+                self._committed.add(unit)
 
     def rebuild(self, task: Rebuild) -> None:
         self.state = 0
+        self._committed.clear()
         for _, name in self._disk.scan("chain", round_key(0)):
             entry = entry_named(self._disk, Hash(name))
             assert entry is not None, "the chain names an entry that is not on disk"

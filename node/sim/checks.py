@@ -1,0 +1,149 @@
+"""What must hold in every world: the promises, as assertions over what peers have applied."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from node.sim.stub import units
+from node.sim.world import SimPeer, World
+from protocol.ids import Hash
+from protocol.ledger import round_key
+from protocol.restore import entry_at
+from protocol.rules import Quorum
+
+
+class BrokenPromiseError(AssertionError):
+    """A promise does not hold; the message names it, the seed and the story."""
+
+
+def fail(world: World, promise: str, what: str, *who: SimPeer) -> None:
+    stories = [f"--- {peer.name}\n" + "\n".join(peer.peer.story) for peer in who if peer.up]
+    raise BrokenPromiseError("\n".join([f"{promise} at {world.now_ms:.0f} ms: {what}", *stories]))
+
+
+@dataclass(slots=True)
+class Safety:
+    """After every event, in runs that vote: no two peers have applied different entries for one round (P5).
+
+    In runs where any sealed entry counts, two peers may differ only while they cannot reach each other. A pair that has
+    been joined and up for `patience_ms` must agree on all rounds but those that are younger than that.
+    """
+
+    world: World
+    patience_ms: float = 120_000
+    _entries: dict[int, Hash] = field(default_factory=dict)
+    _seen: dict[str, tuple[int, Hash]] = field(default_factory=dict)
+    _apart_ms: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def after_event(self, who: SimPeer) -> None:
+        if not who.up:
+            return
+        who.peer.ledger.judge  # noqa: B018 - the ledger is read through its public side only
+        head = who.peer.ledger.head
+        if self._seen.get(who.name) == (head.round, head.hash):
+            return
+        before = self._seen.get(who.name, (0, Hash(self.world.run)))
+        self._seen[who.name] = (head.round, head.hash)
+        if self.world.rules.quorum is Quorum.MAJORITY:
+            self._one_entry_a_round(who, before[0], head.round)
+
+    def _one_entry_a_round(self, who: SimPeer, first: int, last: int) -> None:
+        if last < first:
+            fail(self.world, "P5", f"{who.name} went back from round {first} to {last}", who)
+        for round in range(first, last):
+            name = who.disk.get("chain", round_key(round))
+            assert name is not None
+            other = self._entries.setdefault(round, Hash(name))
+            if other != name:
+                fail(self.world, "P5", f"two entries were applied for round {round}", who)
+
+    def every_second(self) -> None:
+        """Runs where any sealed entry counts: look at every pair."""
+        if self.world.rules.quorum is Quorum.MAJORITY:
+            return
+        up = [peer for peer in self.world.peers.values() if peer.up]
+        names = {peer.name for peer in up}
+        for pair in [pair for pair in self._apart_ms if not set(pair) <= names]:
+            del self._apart_ms[pair]
+        for index, one in enumerate(up):
+            for other in up[index + 1 :]:
+                self._look_at(one, other)
+
+    def _look_at(self, one: SimPeer, other: SimPeer) -> None:
+        world, pair = self.world, (one.name, other.name)
+        paused = max(one.paused_until_ms, other.paused_until_ms) > world.now_ms
+        if paused or not world.network.joined(one.id, other.id) or not self._differ(one, other):
+            self._apart_ms.pop(pair, None)
+            return
+        since = self._apart_ms.setdefault(pair, world.now_ms)
+        if world.now_ms - since > self.patience_ms:
+            fail(
+                world,
+                "P5",
+                f"{one.name} and {other.name} can reach each other and differ",
+                one,
+                other,
+            )
+
+    def _differ(self, one: SimPeer, other: SimPeer) -> bool:
+        """Is there a round for which both have applied an entry, and not the same?"""
+        round = min(one.peer.ledger.head.round, other.peer.ledger.head.round)
+        if round == 0:
+            return False
+        key = round_key(round - 1)
+        return one.disk.get("chain", key) != other.disk.get("chain", key)
+
+
+def assert_live(world: World, rounds: int = 3, most_ms: float = 900_000) -> None:
+    """After healing: all are members, all advance, on one ledger, with one state (P1, P4, P5)."""
+    start = max((peer.peer.ledger.head.round for peer in world.up()), default=0)
+
+    def together() -> bool:
+        peers = [who.peer for who in world.up()]
+        heads = {peer.ledger.head.hash for peer in peers}
+        on = all(peer.is_member and peer.ledger.head.round >= start + rounds for peer in peers)
+        return (
+            on
+            and len(heads) == 1
+            and len({who.worker.state for who in world.up() if who.worker}) == 1
+        )
+
+    if not world.run_until(together, most_ms):
+        heads = [
+            f"{who.name}: round {who.peer.ledger.head.round} {who.peer.ledger.head.hash[:4].hex()}"
+            f" member {who.peer.is_member}"
+            for who in world.up()
+        ]
+        fail(world, "P4", "no common progress after healing\n" + "\n".join(heads), *world.up())
+
+
+def assert_counted(world: World) -> None:
+    """Every unit of work that was put on disk is committed once, or still held by its author (P3)."""
+    reader = world.up()[0]
+    committed: Counter[bytes] = Counter()
+    for round in range(reader.peer.ledger.head.round):
+        entry = entry_at(reader.disk, round)
+        assert entry is not None
+        for line in entry.body.lines:
+            committed.update(units(line.payload))
+    twice = [unit.hex() for unit, count in committed.items() if count > 1]
+    if twice:
+        fail(world, "P3", f"units {twice[:3]} were committed more than once", reader)
+    for who in world.up():
+        assert who.worker is not None
+        _nothing_lost(world, who, committed)
+
+
+def _nothing_lost(world: World, who: SimPeer, committed: Counter[bytes]) -> None:
+    from protocol.codec import decode
+    from protocol.messages import Contribute
+
+    assert who.worker is not None
+    held = set(who.worker.pending)
+    for _, raw in who.disk.scan("outbox"):
+        message = decode(raw)
+        assert isinstance(message, Contribute)
+        mine = units(message.payload)
+        at_work = message.round >= who.peer.ledger.head.round
+        lost = [unit for unit in mine if unit not in committed and unit not in held]
+        if lost and not at_work:
+            fail(world, "P3", f"{who.name} lost units {[unit.hex() for unit in lost[:3]]}", who)
