@@ -6,10 +6,9 @@ its own bit, in a word that neighbours share. So no lane repeats another's Philo
 read in order. Tensors go through in chunks, which bounds the scratch memory.
 
 Only integers and single fp32 additions and multiplications are used. Products are exact (see
-`base`), so it would not matter if the compiler fused them, but it is told not to. A widening 64-bit
-product stands in for the high-half multiplication, since that is the same in hardware and in the
-interpreter. Keys are read from device memory as int64: Triton guesses a narrower type for a small
-number.
+`base`), so it would not matter if the compiler fused them, but it is told not to. Philox
+stays in 32 bits: from widened products LLVM makes slow, full 64-bit ones. Keys are read from device
+memory as int64, because Triton guesses a narrower type for a small number.
 """
 
 # mypy: disallow_untyped_decorators=False
@@ -47,21 +46,20 @@ _NAN = tl.constexpr(0x7FC00000)
 @triton.jit
 def _philox(key: tl.tensor, block: tl.tensor, stream: tl.constexpr) -> tuple[tl.tensor, ...]:
     """The four uint32 words of each block (int64) under one key (int64)."""
-    k0 = key & _LOW
-    k1 = (key >> 32) & _LOW
     c0 = (block & _LOW).to(tl.uint32)
     c1 = (block >> 32).to(tl.uint32)
-    c2 = tl.zeros_like(c0) + stream
     c3 = tl.zeros_like(c0)
+    c2 = c3 + stream
+    m0, m1 = c3 + _M0, c3 + _M1
+    k0 = c3 + (key & _LOW).to(tl.uint32)
+    k1 = c3 + ((key >> 32) & _LOW).to(tl.uint32)
     for _ in tl.static_range(_ROUNDS):
-        p0 = c0.to(tl.uint64) * _M0
-        p1 = c2.to(tl.uint64) * _M1
-        c0 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0.to(tl.uint32)
-        c1 = p1.to(tl.uint32)
-        c2 = (p0 >> 32).to(tl.uint32) ^ c3 ^ k1.to(tl.uint32)
-        c3 = p0.to(tl.uint32)
-        k0 = (k0 + _W0) & _LOW
-        k1 = (k1 + _W1) & _LOW
+        high0, low0 = tl.umulhi(c0, m0), c0 * m0
+        high1, low1 = tl.umulhi(c2, m1), c2 * m1
+        c0, c1 = high1 ^ c1 ^ k0, low1
+        c2, c3 = high0 ^ c3 ^ k1, low0
+        k0 += _W0
+        k1 += _W1
     return c0, c1, c2, c3
 
 

@@ -62,6 +62,18 @@ def test_perturb_of_bf16_rounds_as_torch_does(kernels: Kernels, device: torch.de
     assert bits16(out) == bits16((weights.float() + signs * 0.001).bfloat16())
 
 
+def test_perturb_of_bf16_rounds_ties_to_even(kernels: Kernels, device: torch.device) -> None:
+    """Half of the distance between two bf16 numbers above 1, added to an even and an odd one."""
+    weights = torch.tensor([1.0, 1 + 2**-7] * 64).bfloat16()
+    out = torch.empty_like(weights, device=device)
+    kernels.perturb(weights.to(device), 0, 3, 2.0**-8, out)
+    for i, after in enumerate(out.tolist()):
+        if i % 2 == 0:
+            assert after == (1.0 if direction(3, i) == 1 else 1 - 2**-8)
+        else:
+            assert after == (1 + 2**-6 if direction(3, i) == 1 else 1.0)
+
+
 def test_perturb_in_place(kernels: Kernels, device: torch.device) -> None:
     weights = torch.randn(300, device=device)
     out = torch.empty_like(weights)
