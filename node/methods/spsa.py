@@ -162,9 +162,14 @@ class Spsa:
             value = units.recode(m.value, m.exponent, self._exponent)
             yield Probe(now - origin, index, value, m.choice if origin < now else None)
 
-    def give_back(self, payload: bytes) -> None:
-        """What we offered to a round is not in it, or no longer: it waits for the next one."""
-        self._backlog.give_back(payload)
+    def give_back(self, round: int, payload: bytes) -> None:
+        """What we offered to `round` is not in it, or no longer: it waits for the next one."""
+        self._backlog.give_back(round, payload)
+
+    def settled(self, round: int, payload: bytes) -> None:
+        """What we offered to `round` is in the state that was loaded."""
+        probes = decode(payload, self._weights.pool_size)
+        self._backlog.committed((round - p.age, p.index) for p in probes)
 
     # The replicated update.
 
@@ -174,10 +179,7 @@ class Spsa:
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
         merging = [m for c in contributions for m in self._decode(round.round, c)]
-        for c in contributions:
-            if c.peer == round.peer:
-                places = [(m.origin, m.probe.index) for m in merging if m.peer == c.peer]
-                self._backlog.committed(round.round, c.payload, places)
+        self._backlog.committed((m.origin, m.probe.index) for m in merging if m.peer == round.peer)
         self._backlog.forget_before(round.round)
         if not merging:
             return

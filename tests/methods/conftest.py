@@ -14,6 +14,8 @@ from node.training.losses import batch_loss
 from node.training.models import GptConfig, build_model
 
 RUN = bytes(range(32))
+torch.set_num_threads(1)  # the models here are tiny: threads only wait for each other
+
 MakeSetup = Callable[..., Setup]
 MakeRound = Callable[..., RoundContext]
 

@@ -1,7 +1,7 @@
 """The perturbed view against the obvious way: copy the model, perturb every weight, run it."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
@@ -18,11 +18,11 @@ IDS = torch.arange(12).reshape(2, 6) * 5 % 13
 
 
 @pytest.fixture(params=["whole", "piece by piece"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "piece by piece":
         monkeypatch.setattr(perturbed, "FLAT_BYTES", 0)
         monkeypatch.setattr(perturbed, "CPU_BLOCK_BYTES", 256)
-    yield request.param
+    return str(request.param)
 
 
 class Tied(nn.Module):

@@ -71,7 +71,7 @@ def run_round(
     ]
     for i, (method, context) in enumerate(zip(methods, contexts, strict=True)):
         if in_time is not None and i not in in_time:
-            method.give_back(payloads[i])
+            method.give_back(number, payloads[i])
         method.merge(context, listed)
     return listed
 
@@ -214,8 +214,8 @@ def test_nothing_is_committed_twice_after_a_fork(
         context = make_round(number, 0, 1)
         payloads.append(me.work(context).payload)
         me.merge(context, [Contribution(context.peer, payloads[-1])])
-    for payload in payloads:
-        me.give_back(payload)
+    for number, payload in enumerate(payloads):
+        me.give_back(number, payload)
     me.load_replicated_state(start)
     winners = make_round(0, 0, 2)
     me.merge(winners, [Contribution(winners.peer, payloads[0])])
@@ -227,11 +227,23 @@ def test_nothing_is_committed_twice_after_a_fork(
     ]
 
 
+def test_what_a_snapshot_holds_is_not_offered_again(
+    make_setup: MakeSetup, make_round: MakeRound
+) -> None:
+    me = Spsa(CONFIG, make_setup(), random.Random(1))
+    first, second = (me.work(make_round(number, 0)).payload for number in range(2))
+    me.give_back(0, first)
+    me.give_back(1, second)
+    me.settled(0, first)
+    offered = decode(me.work(make_round(2, 0)).payload)
+    assert [p.age for p in offered] == [0] * 6 + [1] * 6
+
+
 def test_a_second_try_at_a_round_uses_new_directions(
     make_setup: MakeSetup, make_round: MakeRound
 ) -> None:
     me = Spsa(CONFIG, make_setup(), random.Random(1))
-    me.give_back(me.work(make_round(0, 0)).payload)
+    me.give_back(0, me.work(make_round(0, 0)).payload)
     again = decode(me.work(make_round(0, 0)).payload)
     assert [p.index for p in again] == list(range(6, 12))
     assert {p.age for p in again} == {0}
@@ -241,11 +253,11 @@ def test_the_backlog_survives_a_restart(make_setup: MakeSetup, make_round: MakeR
     """Killed after a payload was made, and after another was given back."""
     me = Spsa(CONFIG, make_setup(), random.Random(1))
     first = me.work(make_round(0, 0)).payload
-    me.give_back(first)
+    me.give_back(0, first)
     second = me.work(make_round(1, 0)).payload
     reborn = Spsa(CONFIG, make_setup(), random.Random(2))
     reborn.load_local_state(me.local_state())
-    reborn.give_back(second)
+    reborn.give_back(1, second)
     ages = [p.age for p in decode(reborn.work(make_round(2, 0)).payload)]
     assert ages == [0] * 6 + [1] * 6 + [2] * 6
 
@@ -256,7 +268,7 @@ def test_late_bytes_are_coded_in_the_unit_of_the_day(
     me = Spsa(CONFIG, make_setup(), random.Random(1))
     payload = me.work(make_round(0, 0)).payload
     values = [p.value for p in decode(payload)]
-    me.give_back(payload)
+    me.give_back(0, payload)
     me._exponent += 2
     late = [p.value for p in decode(me.work(make_round(1, 0)).payload) if p.age]
     assert late == [round(Fraction(v, 4)) for v in values]

@@ -14,7 +14,7 @@ more than e times likelier than another. Here that softmax is a table of integer
 peer, and a hash of (round, peer, probe) draws from it: nothing about the choice is sent.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -161,13 +161,18 @@ def subtract(
     out.copy_(moved.to(torch.float32))
 
 
-def changes_by_key(pool: Pool, changes: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Sum (pool index, change) pairs; keys and values ascending by index, zeros left out."""
-    sums: dict[int, int] = {}
-    for index, change in changes:
-        sums[index] = sums.get(index, 0) + change
-    moved = [(k, v) for k, v in sorted(sums.items()) if v]
-    return [pool.key(k) for k, _ in moved], [v for _, v in moved]
+class Sums:
+    """Changes by pool index."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, int] = {}
+
+    def add(self, index: int, change: int) -> None:
+        self._sums[index] = self._sums.get(index, 0) + change
+
+    def moved(self) -> list[tuple[int, int]]:
+        """(index, sum), ascending, without those that cancel out."""
+        return [(index, total) for index, total in sorted(self._sums.items()) if total]
 
 
 assert BYTE_MAX << (2 * SHIFT_MAX + QUANTUM_BITS) < 1 << 63, "a probe fits the accumulator"

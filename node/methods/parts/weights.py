@@ -87,8 +87,11 @@ class PooledWeights(_Weights):
         """One round of (pool index, byte)."""
         times = pool.multiplier(rate, unit_exponent, self._quantum, len(probes))
         shift = unit_exponent - self._lowest_unit
-        changes = [(k, self._pool.add(k, value, times, shift)) for k, value in probes]
-        self._apply(*pool.changes_by_key(self._pool, changes))
+        sums = pool.Sums()
+        for index, value in probes:
+            sums.add(index, self._pool.add(index, value, times, shift))
+        moved = sums.moved()
+        self._apply([self._pool.key(index) for index, _ in moved], [total for _, total in moved])
 
     def _apply(self, keys: Sequence[int], values: Sequence[int]) -> None:
         for (offset, tensor), base, total in zip(
