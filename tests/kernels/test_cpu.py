@@ -7,8 +7,8 @@ import pytest
 import torch
 
 numba = pytest.importorskip("numba")
-from node.kernels import cpu
-from node.kernels.cpu import CpuKernels
+from node.kernels import cpu  # noqa: E402
+from node.kernels.cpu import CpuKernels  # noqa: E402
 
 
 @pytest.mark.parametrize("threads", [2, 3, 7, 80])
