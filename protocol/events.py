@@ -121,6 +121,7 @@ class Rebuild:
     round: int
     parent: Hash
     switched: bool
+    from_scratch: bool  # what is on disk beside the ledger is not to be trusted
     reason: str
 
 

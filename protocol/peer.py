@@ -220,7 +220,11 @@ class Peer:
         for card in event.cards:
             if card.peer != core.me:
                 core.learn_card(card)
-        core.out.append(Rebuild(core.head.round, core.head.hash, switched=False, reason="start"))
+        core.out.append(
+            Rebuild(
+                core.head.round, core.head.hash, switched=False, from_scratch=False, reason="start"
+            )
+        )
         for round, payload in self._saved.returned:
             core.out.append(GiveBack(round, payload))
             self._closing.returned(round)
@@ -453,7 +457,11 @@ class Peer:
             weight=core.head.weight,
         )
         self._closing.abandon(fork_round, before.round)
-        core.out.append(Rebuild(core.head.round, core.head.hash, switched=True, reason=reason))
+        core.out.append(
+            Rebuild(
+                core.head.round, core.head.hash, switched=True, from_scratch=False, reason=reason
+            )
+        )
 
     def _membership_changed(self, entry: Entry, before: Mark) -> None:
         core = self._core
@@ -498,4 +506,12 @@ class Peer:
             self._repaired[place] = mine
             self._trim(self._repaired)
             reason = f"the state at round {place[0]} differs from the others'"
-            core.out.append(Rebuild(core.head.round, core.head.hash, switched=False, reason=reason))
+            core.out.append(
+                Rebuild(
+                    core.head.round,
+                    core.head.hash,
+                    switched=False,
+                    from_scratch=True,
+                    reason=reason,
+                )
+            )

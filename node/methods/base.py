@@ -69,6 +69,10 @@ class Method(Protocol):
         """
         ...
 
+    def state_digest(self, key: int) -> int:
+        """A keyed hash of the replicated state, modulo 2**64."""
+        ...
+
     def replicated_state(self) -> Mapping[str, Tensor]:
         """Everything a peer needs to go on from this round: live tensors, not copies."""
         ...

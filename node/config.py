@@ -1,0 +1,212 @@
+"""A run file: what all peers agree on, and what is this machine's own business.
+
+`[model] [data] [method] [rules]` become the manifest, whose hash names the run. `[node]` stays on this machine and is
+never hashed. Unknown keys are refused, with the nearest known one.
+"""
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from node.errors import ConfigError
+from node.methods.registry import MethodConfig
+from node.training.data import DataConfig
+from node.training.models import ModelConfig
+from protocol.rules import PRESETS, Quorum, Rules
+
+MANIFEST_FORMAT = 1
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RulesConfig(_Table):
+    """How rounds go; the same for all peers."""
+
+    quorum: Literal["any", "majority"] = "any"
+    """`any`: the swarm goes on whatever happens, and halves that were cut off heal later.
+    `majority`: a minority waits.
+    """
+    network: Literal["local", "lan", "wan"] = "lan"
+    """How patient peers are with each other: one machine, one building, the internet."""
+    window_s: Annotated[float, Field(ge=0.001, le=86_400)] = 5.0
+    """How long a peer works for one round."""
+    grace_s: Annotated[float, Field(ge=0.01, le=3_600)] = 0.5
+    """The least time that stragglers get past the window."""
+    patience_s: Annotated[float, Field(ge=0.1, le=86_400)] = 30.0
+    """The most time that stragglers get past the window."""
+    heldout_every: Annotated[int, Field(ge=1, le=1_000_000)] = 10
+    """Every so many rounds one member measures the held-out loss."""
+    members_max: Annotated[int, Field(ge=1, le=4_096)] = 1_024
+
+    def rules(self) -> Rules:
+        return Rules(
+            quorum=Quorum(self.quorum),
+            window_ms=round(self.window_s * 1000),
+            deadline_floor_ms=round(self.grace_s * 1000),
+            deadline_ceiling_ms=round(max(self.grace_s, self.patience_s) * 1000),
+            heldout_every=self.heldout_every,
+            members_max=self.members_max,
+            **PRESETS[self.network],
+        )
+
+
+class NodeConfig(_Table):
+    """One machine's own settings."""
+
+    listen: tuple[str, ...] = ("tcp://0.0.0.0:7700",)
+    """Where to listen; an empty list means that nobody can dial this peer, and it dials others."""
+    advertise: tuple[str, ...] = ()
+    """What to tell others to dial; left out, this machine's own addresses."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    kernels: Literal["auto", "reference", "cpu", "gpu"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1_024)] | None = None
+    """CPU threads for the arithmetic; left out, PyTorch decides."""
+    model: str | None = None
+    """Where the model is on this machine, if not where the run file says."""
+    data: tuple[str, ...] = ()
+    """Where the data is on this machine, if not where the run file says."""
+    factories: dict[str, str] = Field(default_factory=dict)
+    """For `model.kind = "factory"`: label -> `module:function`. Only this file may name code."""
+    metrics: str | None = None
+    """`127.0.0.1:9100`: answer Prometheus there."""
+    checkpoint_s: Annotated[float, Field(ge=1)] = 60.0
+    """At least so long between two checkpoints of the weights on disk."""
+
+
+class RunFile(_Table):
+    """A whole run, as it is written in one TOML file."""
+
+    name: Annotated[
+        str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")
+    ]
+    model: ModelConfig
+    data: DataConfig
+    method: MethodConfig
+    rules: RulesConfig = RulesConfig()
+    node: NodeConfig = NodeConfig()
+
+
+class Manifest(_Table):
+    """What all peers of a run agree on. Its bytes are hashed, so they are kept as they came."""
+
+    format: Literal[1] = 1
+    name: str
+    founder: str  # public key, hexadecimal
+    nonce: str  # tells apart two runs of one founder
+    model: ModelConfig
+    model_digest: str  # of the starting weights
+    data: DataConfig
+    data_digest: str | None  # None: private data, each peer's own
+    method: MethodConfig
+    rules: RulesConfig
+
+    def encode(self) -> bytes:
+        return json.dumps(
+            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")
+        ).encode()
+
+    @classmethod
+    def decode(cls, raw: bytes) -> "Manifest":
+        """Raises ConfigError for a manifest that this version cannot follow."""
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"the run's manifest does not fit this version: {where}: {first['msg']}",
+                "install the version of peertrain that the founder uses",
+            ) from error
+
+
+def load_run_file(path: Path) -> RunFile:
+    """Raises ConfigError that names the file, the key and the nearest known key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no run file {path}", "run files are in configs/") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read {path}: {error}", "a run file is a TOML text file"
+        ) from error
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}", "see configs/ for examples") from error
+    return parse_run_file(raw, str(path))
+
+
+def parse_run_file(raw: Mapping[str, Any], where: str) -> RunFile:
+    try:
+        return RunFile.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(error, where) from error
+
+
+def _explain(error: ValidationError, where: str) -> ConfigError:
+    first = error.errors()[0]
+    loc = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        known = sorted(_keys_beside(loc))
+        near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return ConfigError(f"{where}: unknown key {_dotted(loc)}", hint)
+    if first["type"] == "missing":
+        return ConfigError(f"{where}: {_dotted(loc)} is missing", "see configs/ for examples")
+    given = first.get("input")
+    shown = f" (it is {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+    message = first["msg"].removeprefix("Value error, ")
+    return ConfigError(f"{where}: {_dotted(loc)}: {message}{shown}", "see configs/ for examples")
+
+
+def _dotted(loc: list[str]) -> str:
+    """`model.gpt.width` -> `model.width`: the kind of a union is not a key that people write."""
+    return ".".join(part for at, part in enumerate(loc) if not (at == 1 and part in _KINDS))
+
+
+_KINDS = {"gpt", "hf", "factory"}
+
+
+def _keys_beside(loc: list[str]) -> Iterator[str]:
+    """The keys that the table around `loc` knows."""
+    schema = RunFile.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in loc[:-1]:
+        node = _resolve(schema, node)
+        if part in _KINDS:
+            target = node.get("discriminator", {}).get("mapping", {}).get(part)
+            node = {"$ref": target} if target else node
+            continue
+        node = node.get("properties", {}).get(part, {})
+    yield from _resolve(schema, node).get("properties", {})
+
+
+def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    while True:
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+        elif "anyOf" in node:
+            tables = [option for option in node["anyOf"] if "$ref" in option]
+            if not tables:
+                return node
+            node = tables[0]
+        else:
+            return node
+
+
+def default_home(name: str) -> Path:
+    """Where a peer keeps its identity and ledger, unless told otherwise."""
+    base = os.environ.get("PEER_HOME")
+    if base:
+        return Path(base)
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(state) / "peertrain" / name
