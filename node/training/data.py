@@ -10,7 +10,7 @@ reads its own folder, and slots mean nothing to others.
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, Self
+from typing import Annotated, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ _SPLIT = "peertrain 2026-11 held-out split v1"
 DOCUMENTS_MIN = 20  # with fewer, a region at the end is held out instead of whole documents
 
 Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 def _listed(value: object) -> object:
@@ -225,13 +226,8 @@ def _tokenise(
         whole = np.concatenate(documents)
         cut = len(whole) - max(int(len(whole) * config.held_out), 2)
         return [whole[:cut]], [whole[cut:]]
-    held = [_is_held_out(config, i) for i in range(len(documents))]
-    if all(held) or not any(held):
-        held = [i == 0 for i in range(len(documents))]
-    train = [d for d, h in zip(documents, held, strict=True) if not h]
-    return [np.concatenate(train)], [
-        np.concatenate([d for d, h in zip(documents, held, strict=True) if h])
-    ]
+    train, held_out = _split(config, documents)
+    return [np.concatenate(train)], [np.concatenate(held_out)]
 
 
 def _encoded(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[npt.NDArray[np.uint32]]:
@@ -283,11 +279,8 @@ def _open_texts(config: DataConfig, tokenizer: Tokenizer, root: Path) -> Data:
     ids = [list(row[-config.context :]) or [0] for row in tokenizer.encode(prompts)]
     words = _label_tokens(config, tokenizer)
     rows = list(zip(ids, labels, strict=True))
-    held = [_is_held_out(config, i) for i in range(len(rows))]
-    train = [row for row, h in zip(rows, held, strict=True) if not h]
-    return Data(
-        config, Texts(train, words), Texts([r for r, h in zip(rows, held, strict=True) if h], words)
-    )
+    train, held_out = _split(config, rows)
+    return Data(config, Texts(train, words), Texts(held_out, words))
 
 
 def _label_tokens(config: DataConfig, tokenizer: Tokenizer) -> list[int]:
@@ -334,11 +327,23 @@ def _capped(texts: Iterable[str], bytes_max: int) -> Iterator[str]:
             return
 
 
-def _is_held_out(config: DataConfig, index: int) -> bool:
-    """Decided for each document by itself, so that one more document moves no other."""
-    fields = config.seed.to_bytes(8, "little") + index.to_bytes(8, "little")
-    draw = int.from_bytes(blake3(fields, derive_key_context=_SPLIT).digest(length=4), "little")
-    return draw < config.held_out * 2**32
+def _split(config: DataConfig, items: Sequence[T]) -> tuple[list[T], list[T]]:
+    """(to train on, held out). Decided for each item by itself, so that one more moves no other;
+    the first is held out when chance would hold out none.
+    """
+    held = [_draw(config.seed, i) < config.held_out for i in range(len(items))]
+    if not any(held):
+        held[:1] = [True]
+    train = [item for item, h in zip(items, held, strict=True) if not h]
+    return train, [item for item, h in zip(items, held, strict=True) if h]
+
+
+def _draw(seed: int, index: int) -> float:
+    """Uniform in [0, 1)."""
+    fields = seed.to_bytes(8, "little") + index.to_bytes(8, "little")
+    return (
+        int.from_bytes(blake3(fields, derive_key_context=_SPLIT).digest(length=4), "little") / 2**32
+    )
 
 
 def _digest(train: Samples, held_out: Samples) -> bytes:

@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_leaves
 from node.errors import ConfigError
 
 FLAT_BYTES = 8 << 20  # models up to this size are perturbed in one piece
-CPU_BLOCK_BYTES = 256 << 10  # of a linear layer's rows: half a usual second-level cache
+CPU_BLOCK_BYTES = 16 << 20  # of a linear layer's rows; small blocks make slow matrix products
 CUDA_BLOCK_BYTES = 64 << 20  # fewer launches; still a bounded scratch
 _ALIGN = 64  # bytes
 
