@@ -294,7 +294,8 @@ class Closing:
         first_up = next(rank for rank, peer in enumerate(ranked) if peer not in down)
         if ranked[first_up] != core.me or not self._may_lead(first_up):
             return
-        missing = sum(1 for peer in core.membership.alive() if peer not in round.held)
+        unheard_down = sum(1 for peer in down if peer not in round.held)
+        missing = len(core.head.roster) - len(round.held) - unheard_down
         verdict = decide(len(round.held), missing, round.deadline_ms, core.now)
         if isinstance(verdict, Close):
             self._start_lead(first_up, verdict.reason)

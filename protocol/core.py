@@ -4,6 +4,7 @@ for so far.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from protocol.codec import encode_card_list
 from protocol.dice import Dice
@@ -88,5 +89,6 @@ class Core:
         return up[: self.rules.collectors]
 
 
+@lru_cache(maxsize=CARDS_MAX)
 def encode_card(card: Card) -> bytes:
     return encode_card_list((card,))

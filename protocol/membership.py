@@ -84,7 +84,10 @@ class Membership:
         self._awareness = 0
         self._next_ms: int = now + dice.below(rules.ping_interval_ms)
         self.incarnation = 0
+        # Read far more often than they change; None: to be computed anew.
         self._down: frozenset[PeerId] | None = None
+        self._others_up: tuple[PeerId, ...] | None = None
+        self._first_death_ms: float | None = None
 
     # Reading
 
@@ -110,13 +113,13 @@ class Membership:
         down = self.down()
         return [peer for peer in self._roster.members if peer not in down]
 
-    def others_up(self) -> list[PeerId]:
+    def others_up(self) -> tuple[PeerId, ...]:
         """Members not held for dead, without this peer."""
-        return [
-            peer
-            for peer in self._roster.members
-            if peer != self._me and self.health(peer) < Health.DEAD
-        ]
+        if self._others_up is None:
+            gone = {peer for peer in self.down() if self._view[peer].health >= Health.DEAD}
+            gone.add(self._me)
+            self._others_up = tuple(peer for peer in self._roster.members if peer not in gone)
+        return self._others_up
 
     def view(self) -> tuple[Rumor, ...]:
         """All that is worth telling, our own incarnation included: it denies what is said of us."""
@@ -134,9 +137,8 @@ class Membership:
         due = [self._next_ms]
         if self._probe is not None and not self._probe.answered and not self._probe.relayed:
             due.append(self._probe.relay_at_ms)
-        due += [self._dies_at(peer) for peer in self._suspicions]
         due += [relay.ends_ms for relay in self._relays.values()]
-        return Millis(min(due))
+        return Millis(int(min(min(due), self._next_death_ms())))
 
     # What happens
 
@@ -155,7 +157,8 @@ class Membership:
             del self._former[peer]
         while len(self._former) > _FORMER_MAX:
             del self._former[next(iter(self._former))]
-        self._roster, self._down = roster, None
+        self._roster = roster
+        self._changed()
 
     def heard(self, peer: PeerId, now: Millis) -> None:
         """Any authenticated message shows that its sender is up."""
@@ -227,6 +230,16 @@ class Membership:
 
     # Inside
 
+    def _changed(self) -> None:
+        """The view, the suspicions or the members."""
+        self._down = self._others_up = self._first_death_ms = None
+
+    def _next_death_ms(self) -> float:
+        """When the first suspect is held for dead."""
+        if self._first_death_ms is None:
+            self._first_death_ms = min(map(self._dies_at, self._suspicions), default=math.inf)
+        return self._first_death_ms
+
     def _next_sequence(self) -> int:
         self._sequence = (self._sequence + 1) % _SEQUENCES
         return self._sequence
@@ -258,6 +271,7 @@ class Membership:
             if len(accusers) < _CONFIRMATIONS and sender not in accusers:
                 accusers.add(sender)
                 self._spreading[rumor.peer] = 0
+                self._changed()
             return
         if (rumor.incarnation, rumor.health) <= (mine.incarnation, mine.health):
             return
@@ -266,7 +280,7 @@ class Membership:
     def _adopt(self, sender: PeerId, rumor: Rumor, now: Millis) -> None:
         self._view[rumor.peer] = rumor
         self._spreading[rumor.peer] = 0
-        self._down = None
+        self._changed()
         if rumor.health is Health.SUSPECT:
             self._suspicions[rumor.peer] = _Suspicion(now, {sender})
         else:
@@ -281,8 +295,9 @@ class Membership:
         return suspicion.since_ms + int(least * (1.0 + (_SUSPICION_STRETCH - 1) * share))
 
     def _expire(self, now: Millis) -> Iterator[Outgoing]:
-        for peer in [peer for peer in self._suspicions if now >= self._dies_at(peer)]:
-            self._adopt(self._me, Rumor(peer, Health.DEAD, self._rumor(peer).incarnation), now)
+        if now >= self._next_death_ms():
+            for peer in [peer for peer in self._suspicions if now >= self._dies_at(peer)]:
+                self._adopt(self._me, Rumor(peer, Health.DEAD, self._rumor(peer).incarnation), now)
         for sequence in [seq for seq, relay in self._relays.items() if now >= relay.ends_ms]:
             relay = self._relays.pop(sequence)
             yield relay.asker, Nack(relay.sequence)

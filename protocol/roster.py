@@ -17,7 +17,7 @@ BANNED_MAX: Final = 4_096
 
 
 class Roster:
-    """Immutable; compared by identity, which is cheap where thousands are looked up."""
+    """Immutable. Equal rosters hash equal: what is computed from one is found for another."""
 
     __slots__ = ("__dict__", "alumni", "banned", "members")
 
@@ -33,6 +33,12 @@ class Roster:
 
     def __len__(self) -> int:
         return len(self.members)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Roster) and self.hash == other.hash)
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
 
     def __contains__(self, peer: object) -> bool:
         return peer in self._seats

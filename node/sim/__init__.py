@@ -1,1 +1,1 @@
-"""A second driver: the same peers, codec and `perform`, under a virtual clock and a network that misbehaves."""
+"""A second driver: the same peers, codec and `perform`, a virtual clock, and a bad network."""

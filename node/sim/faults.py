@@ -1,4 +1,7 @@
-"""A bad world, drawn from a seed: loss, delay, duplicates, crashes at any write, pauses and splits; then healing."""
+"""A bad world, drawn from a seed; then healing.
+
+Loss, delay, duplicates, crashes at any write, pauses and splits.
+"""
 
 import random
 from dataclasses import dataclass

@@ -1,12 +1,15 @@
-"""What stands in for a trainer in a simulation: units of work that can be counted, and a state that can be compared.
+"""What stands in for a trainer in a simulation: units of work that can be counted, and a state
+that can be compared.
 
-A payload is a list of unit names, 8 bytes each. The state is a hash over everything merged, in order, so two peers
-agree on it only if they merged the same entries. Pending units follow the rule that every method follows: given back,
-they are offered again, unless a merge shows that they were committed.
+A payload is a list of unit names, 8 bytes each. The state is a hash over everything merged, in
+order, so two peers agree on it only if they merged the same entries. Pending units follow the rule
+that every method follows: given back, they are offered again, unless a merge shows that they were
+committed.
 """
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from protocol.entries import Entry
 from protocol.events import Applied, Apply, Event, Rebuild, StartWork, WorkDone
@@ -33,6 +36,25 @@ def next_state(state: int, entry: Entry) -> int:
     return int.from_bytes(mixed[:8], "big")
 
 
+@dataclass(slots=True)
+class Commits:
+    """Which entries list which units; one for the whole world, as it follows from entries alone."""
+
+    _entries: set[Hash] = field(default_factory=set)
+    _where: dict[bytes, list[Hash]] = field(default_factory=dict)
+
+    def learn(self, entry: Entry) -> None:
+        if entry.hash in self._entries:
+            return
+        self._entries.add(entry.hash)
+        for line in entry.body.lines:
+            for unit in units(line.payload):
+                self._where.setdefault(unit, []).append(entry.hash)
+
+    def committed(self, unit: bytes, chain: set[Hash]) -> bool:
+        return any(entry in chain for entry in self._where.get(unit, ()))
+
+
 class StubWorker:
     """`later(delay_ms, event)` hands an event to the peer after virtual time has passed."""
 
@@ -40,15 +62,17 @@ class StubWorker:
         self,
         me: PeerId,
         disk: Reader,
+        commits: Commits,
         chance: random.Random,
         work_ms: Callable[[], float],
         later: Callable[[float, Event], None],
     ) -> None:
         self._me, self._disk, self._chance = me, disk, chance
+        self._commits = commits
         self._work_ms, self._later = work_ms, later
         self.state = 0
         self.pending: dict[bytes, None] = {}
-        self._committed: set[bytes] = set()
+        self._merged: set[Hash] = set()  # the entries that the state is made of
         self.made: list[bytes] = []
         self._task: StartWork | None = None
         self.units_per_round = 1
@@ -66,7 +90,7 @@ class StubWorker:
 
     def give_back(self, round: int, payload: bytes) -> None:
         for unit in units(payload):
-            if unit not in self._committed:
+            if not self._commits.committed(unit, self._merged):
                 self.pending[unit] = None
 
     def apply(self, task: Apply) -> None:
@@ -75,14 +99,14 @@ class StubWorker:
 
     def _merge(self, entry: Entry) -> None:
         self.state = next_state(self.state, entry)
-        for line in entry.body.lines:
-            for unit in units(line.payload):
-                self.pending.pop(unit, None)
-                self._committed.add(unit)
+        self._commits.learn(entry)
+        self._merged.add(entry.hash)
+        for unit in [unit for unit in self.pending if self._commits.committed(unit, {entry.hash})]:
+            del self.pending[unit]
 
     def rebuild(self, task: Rebuild) -> None:
         self.state = 0
-        self._committed.clear()
+        self._merged.clear()
         for _, name in self._disk.scan("chain", round_key(0)):
             entry = entry_named(self._disk, Hash(name))
             assert entry is not None, "the chain names an entry that is not on disk"

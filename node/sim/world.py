@@ -1,7 +1,7 @@
 """Whole swarms in one process: a heap of events under a virtual clock.
 
-Everything follows from the seed: names, delays, work times, faults. Every message passes through the real codec, every
-effect through the real `perform`. A peer that crashes loses all but its disk.
+Everything follows from the seed: names, delays, work times, faults. Every message passes through
+the real codec, every effect through the real `perform`. A peer that crashes loses all but its disk.
 """
 
 import heapq
@@ -13,7 +13,7 @@ from typing import Final
 
 from node.perform import Shell, perform
 from node.sim.network import Link, Network
-from node.sim.stub import StubWorker, weigh
+from node.sim.stub import Commits, StubWorker, weigh
 from protocol.codec import decode
 from protocol.entries import Card, Token, card_bytes, token_bytes
 from protocol.events import Event, Halt, Note, Received, Started, StopAsked, Tick
@@ -25,6 +25,7 @@ from protocol.roster import Roster
 from protocol.rules import Rules
 
 _DAY_S: Final = 86_400
+_NAMED_BY_CONTENT: Final = ("entries", "rosters")
 
 
 class StubKeys:
@@ -48,10 +49,14 @@ class CrashError(Exception):
 
 
 class SimDisk:
-    """Records that outlive a crash. `before` is called at each commit, and may raise CrashError."""
+    """Records that outlive a crash. `before` is called at each commit, and may raise CrashError.
 
-    def __init__(self) -> None:
+    Records that are named by their content are held once for all disks that get the same `shared`.
+    """
+
+    def __init__(self, shared: dict[bytes, bytes] | None = None) -> None:
         self._tables: dict[str, dict[bytes, bytes]] = {table: {} for table in TABLES}
+        self._shared = {} if shared is None else shared
         self.before: Callable[[], None] = lambda: None
 
     def commit(self, writes: Sequence[Write]) -> None:
@@ -59,8 +64,12 @@ class SimDisk:
         for write in writes:
             if write.value is None:
                 self._tables[write.table].pop(write.key, None)
-            else:
-                self._tables[write.table][write.key] = write.value
+                continue
+            value = write.value
+            if write.table in _NAMED_BY_CONTENT:
+                known = self._shared.setdefault(write.key, value)
+                value = known if known == value else value
+            self._tables[write.table][write.key] = value
 
     def get(self, table: str, key: bytes) -> bytes | None:
         return self._tables[table].get(key)
@@ -106,7 +115,9 @@ class SimPeer:
 
 
 class World:
-    """A swarm. Peers are called p0, p1, ...; `founders` of them are members from the start, the rest join."""
+    """A swarm. Peers are called p0, p1, ...; `founders` of them are members from the start, the
+    rest join.
+    """
 
     def __init__(
         self,
@@ -128,6 +139,8 @@ class World:
         self._heap: list[tuple[float, int, SimPeer, int, Event | None]] = []
         self._sequence = 0
         self._work_ms = work_ms or (lambda chance, window: window * (0.9 + 0.2 * chance.random()))
+        self._commits = Commits()
+        self._records: dict[bytes, bytes] = {}
         self._decode = lru_cache(maxsize=4096)(decode)
         self._manifest = b"simulated %d" % seed
         self.run = RunId(digest("run", self._manifest))
@@ -149,7 +162,7 @@ class World:
 
     def _add(self, name: str, id: PeerId, token: Token | None, contacts: tuple[Card, ...]) -> None:
         slowness = 1.0
-        peer = SimPeer(name, StubKeys(id), SimDisk(), slowness, token, contacts)
+        peer = SimPeer(name, StubKeys(id), SimDisk(self._records), slowness, token, contacts)
         self.peers[name] = self.by_id[id] = peer
 
     def join(self, name: str, contact: str = "p0") -> SimPeer:
@@ -198,6 +211,7 @@ class World:
         worker = StubWorker(
             who.id,
             who.disk,
+            self._commits,
             self.chance,
             lambda: self._work_ms(self.chance, self.rules.window_ms * who.slowness),
             lambda delay, event: self._push(self.now_ms + delay, who, life, event),
