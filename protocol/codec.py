@@ -63,7 +63,8 @@ RUMORS_MAX: Final = 16
 ENTRIES_MAX: Final = 512
 
 
-def _unpack(raw: bytes) -> Any:  # noqa: ANN401 - whatever msgpack finds
+def unpack(raw: bytes) -> Any:  # noqa: ANN401 - whatever msgpack finds
+    """What `raw` holds: exactly one value, no maps, no extensions. Raises RemoteError."""
     try:
         return msgpack.unpackb(
             raw, raw=False, use_list=False, strict_map_key=True, max_map_len=0, max_ext_len=0
@@ -78,7 +79,7 @@ def encode_body(body: Body) -> bytes:
 
 
 def decode_body(raw: bytes) -> Body:
-    return BODY.read(_unpack(raw))
+    return BODY.read(unpack(raw))
 
 
 def _read_entry(raw: Any) -> Entry:  # noqa: ANN401
@@ -153,7 +154,7 @@ def decode(frame: bytes) -> Message:
     kind = _KINDS.get(frame[1])
     if kind is None:
         raise RemoteError(f"unknown kind of message {frame[1]}")
-    message: Message = kind[1].read(_unpack(frame[2:]))
+    message: Message = kind[1].read(unpack(frame[2:]))
     return message
 
 
@@ -163,7 +164,7 @@ def encode_entry(entry: Entry) -> bytes:
 
 
 def decode_entry(raw: bytes) -> Entry:
-    return ENTRY.read(_unpack(raw))
+    return ENTRY.read(unpack(raw))
 
 
 def encode_card_list(cards: tuple[Any, ...]) -> bytes:
@@ -171,4 +172,4 @@ def encode_card_list(cards: tuple[Any, ...]) -> bytes:
 
 
 def decode_card_list(raw: bytes) -> tuple[Any, ...]:
-    return many(CARD, 65_536).read(_unpack(raw))
+    return many(CARD, 65_536).read(unpack(raw))

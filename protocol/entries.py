@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Final
 
 from protocol.ids import ID_BYTES, SIGNATURE_BYTES, Hash, PeerId, RunId, digest
-from protocol.wire import SCALAR, Field, blob, converted, many, record, text, uint
+from protocol.wire import SCALAR, Field, blob, converted, many, optional, record, text, uint
 
 U32: Final = (1 << 32) - 1
 U64: Final = (1 << 64) - 1
@@ -22,6 +22,7 @@ SIGNATURE: Final[Field[bytes]] = blob(SIGNATURE_BYTES, SIGNATURE_BYTES)
 SEAT: Final = uint(65_535)
 ENTRY_BYTES_MAX: Final = 2 << 20
 ADDRESSES_MAX: Final = 8
+ADDRESS: Final = text(256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +93,14 @@ class Body:
     departures: tuple[Departure, ...]
 
 
-CARD: Final = record(Card, PEER, uint(U64), many(text(256), ADDRESSES_MAX), SIGNATURE)
+CARD: Final = record(Card, PEER, uint(U64), many(ADDRESS, ADDRESSES_MAX), SIGNATURE)
 TOKEN: Final = record(Token, PEER, uint(U64), blob(8, 8), SIGNATURE)
 _CAUSE: Final[Field[Cause]] = converted(uint(255), Cause, int)
 _LINE: Final = record(Line, SEAT, blob(1, 1 << 20), SCALAR, SCALAR)
 _ADMISSION: Final = record(
     Admission,
     CARD,
-    Field(
-        lambda token: None if token is None else TOKEN.write(token),
-        lambda raw: None if raw is None else TOKEN.read(raw),
-    ),
+    optional(TOKEN),
 )
 _DEPARTURE: Final = record(Departure, SEAT, _CAUSE, ROUND, blob(0, 256))
 BODY: Final = record(
