@@ -241,7 +241,10 @@ class Peer:
         """Our address may be new: some hear it from us, the rest from them."""
         core = self._core
         some = core.dice.pick(core.membership.others_up(), core.rules.fanout)
-        core.send(some, View((), (core.cards[core.me],), wants_reply=True))
+        mine = (core.cards[core.me],)
+        # A view is as long as the list of members, so one is asked for, not `fanout` of them (P8).
+        core.send(some[:1], View((), mine, wants_reply=True))
+        core.send(some[1:], View((), mine, wants_reply=False))
 
     def _move(self, event: MoveAsked) -> None:
         self._core.learn_card(event.card)

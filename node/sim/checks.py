@@ -22,7 +22,7 @@ def fail(world: World, promise: str, what: str, *who: SimPeer) -> None:
 
 @dataclass(slots=True)
 class Safety:
-    """After every event, in runs that vote: no two peers applied different entries for a round (P5).
+    """After every event, where votes count: no two peers applied different entries for a round (P5).
 
     In runs where any sealed entry counts, two peers may differ only while they cannot reach each
     other. A pair that has been joined and up for `patience_ms` must agree on the newest round that
@@ -118,7 +118,7 @@ def assert_live(world: World, rounds: int = 3, most_ms: float = 900_000) -> None
 
 
 def assert_counted(world: World) -> None:
-    """Every unit of work that was put on disk is committed once, or its author still holds it (P3)."""
+    """Every unit of work on a disk is committed once, or its author still holds it (P3)."""
     reader = world.up()[0]
     committed: Counter[bytes] = Counter()
     for round in range(reader.peer.ledger.head.round):
