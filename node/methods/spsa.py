@@ -72,6 +72,9 @@ class SpsaConfig(BaseModel):
     """How far a probe looks. Too small and the two losses differ by rounding only; too large and
     curvature hides the slope. bfloat16 weights want 1e-2.
     """
+    full_round: Annotated[int, Field(ge=1, le=1 << 20)] = 1
+    """A round of fewer probes than this moves the weights less, in proportion, because its mean is
+    noisier: a swarm that shrinks to one peer does not diverge at a rate made for many. 1: never."""
     probes: Annotated[int, Field(ge=1, le=PROBES_MAX)] | None = None
     """Exactly so many a round and peer; left out, as many as the window allows."""
     probes_max: Annotated[int, Field(ge=1, le=PROBES_MAX)] = PROBES_MAX
@@ -197,9 +200,10 @@ class Spsa:
 
     def _move(self, round: RoundContext, merging: Sequence[_Merging], rate: Fraction) -> None:
         """theta <- theta - (rate * unit / n) * sum b s."""
+        weight = max(len(merging), self.config.full_round)
         if isinstance(self._weights, FreeWeights):
             unit = Fraction(2) ** self._exponent
-            step = units.round_step(rate * unit / len(merging))
+            step = units.round_step(rate * unit / weight)
             moving = [m for m in merging if m.probe.value]
             for number, at in enumerate(range(0, len(moving), BATCH)):
                 batch = moving[at : at + BATCH]
@@ -209,7 +213,7 @@ class Spsa:
             return
         chooser = self._weights.chooser()
         probes = [(_choice(m, chooser), m.probe.value) for m in merging]
-        self._weights.move(probes, rate, self._exponent)
+        self._weights.move(probes, rate / weight, self._exponent)
 
     # State.
 

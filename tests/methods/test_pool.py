@@ -136,7 +136,7 @@ def test_the_multiplier_keeps_a_byte_s_precision() -> None:
     quantum = quantum_exponent(rate, -4)
     for probes in (1, 30, 4096):
         exact = rate * Fraction(2) ** (-4 - quantum) / probes
-        assert abs(multiplier(rate, -4, quantum, probes) - exact) <= exact / 4096
+        assert abs(multiplier(rate / probes, -4, quantum) - exact) <= exact / 4096
 
 
 def test_sums_leave_out_what_cancels() -> None:

@@ -138,6 +138,21 @@ def test_the_update_is_the_mean_over_probes(make_setup: MakeSetup, make_round: M
     torch.testing.assert_close(moved - flat, expected - flat, rtol=1e-2, atol=1e-7)
 
 
+def test_a_round_that_is_not_full_moves_less(make_setup: MakeSetup, make_round: MakeRound) -> None:
+    """5 of 20 probes: a quarter of the mean's step. From 20 on, the mean."""
+    moved = []
+    for full, count in [(1, 5), (20, 5), (1, 25), (20, 25)]:
+        method = Spsa(CONFIG.model_copy(update={"full_round": full}), make_setup())
+        before = torch.cat([w.tensor.flatten() for w in method._view.weights])
+        context = make_round(0, 0)
+        payload = encode([Probe(0, j, j + 40) for j in range(count)])
+        method.merge(context, [Contribution(context.peer, payload)])
+        after = torch.cat([w.tensor.flatten() for w in method._view.weights])
+        moved.append(float((after - before).norm()))
+    assert moved[1] == pytest.approx(moved[0] / 4, rel=1e-2)
+    assert moved[3] == moved[2]
+
+
 def test_more_probes_than_a_batch_merge_piece_by_piece_as_whole(
     make_setup: MakeSetup, make_round: MakeRound, monkeypatch: pytest.MonkeyPatch
 ) -> None:

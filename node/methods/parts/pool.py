@@ -136,13 +136,10 @@ def quantum_exponent(rate: Fraction, unit_exponent: int) -> int:
     return bits + unit_exponent - QUANTUM_BITS
 
 
-def multiplier(rate: Fraction, unit_exponent: int, quantum: int, probes: int) -> int:
-    """How many quanta one unit of one byte is worth in a round of `probes` probes; nearest, ties to
-    even.
-    """
+def multiplier(rate: Fraction, unit_exponent: int, quantum: int) -> int:
+    """How many quanta one unit of one byte is worth at this rate; nearest, ties to even."""
     shift = unit_exponent - quantum
-    exact = rate * (Fraction(1 << shift) if shift >= 0 else Fraction(1, 1 << -shift)) / probes
-    return round(exact)
+    return round(rate * (Fraction(1 << shift) if shift >= 0 else Fraction(1, 1 << -shift)))
 
 
 def subtract(

@@ -84,8 +84,8 @@ class PooledWeights(_Weights):
         return self._pool.chooser()
 
     def move(self, probes: Sequence[tuple[int, int]], rate: Fraction, unit_exponent: int) -> None:
-        """One round of (pool index, byte)."""
-        times = pool.multiplier(rate, unit_exponent, self._quantum, len(probes))
+        """One round of (pool index, byte); `rate` is that of a single probe."""
+        times = pool.multiplier(rate, unit_exponent, self._quantum)
         shift = unit_exponent - self._lowest_unit
         sums = pool.Sums()
         for index, value in probes:
