@@ -6,9 +6,8 @@ never hashed. Unknown keys are refused, with the nearest known one.
 
 import difflib
 import json
-import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -130,6 +129,18 @@ class Manifest(_Table):
 
 def load_run_file(path: Path) -> RunFile:
     """Raises ConfigError that names the file, the key and the nearest known key."""
+    return parse_run_file(_read_toml(path), str(path))
+
+
+def load_node_config(path: Path) -> NodeConfig:
+    """The `[node]` table of a file; others are left alone. Raises ConfigError."""
+    try:
+        return NodeConfig.model_validate(_read_toml(path).get("node", {}))
+    except ValidationError as error:
+        raise _explain(error, str(path), ["node"]) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -139,10 +150,9 @@ def load_run_file(path: Path) -> RunFile:
             f"cannot read {path}: {error}", "a run file is a TOML text file"
         ) from error
     try:
-        raw = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}", "see configs/ for examples") from error
-    return parse_run_file(raw, str(path))
 
 
 def parse_run_file(raw: Mapping[str, Any], where: str) -> RunFile:
@@ -152,9 +162,9 @@ def parse_run_file(raw: Mapping[str, Any], where: str) -> RunFile:
         raise _explain(error, where) from error
 
 
-def _explain(error: ValidationError, where: str) -> ConfigError:
+def _explain(error: ValidationError, where: str, table: Sequence[str] = ()) -> ConfigError:
     first = error.errors()[0]
-    loc = [str(part) for part in first["loc"]]
+    loc = [*table, *(str(part) for part in first["loc"])]
     if first["type"] == "extra_forbidden":
         known = sorted(_keys_beside(loc))
         near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
@@ -201,12 +211,3 @@ def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
             node = tables[0]
         else:
             return node
-
-
-def default_home(name: str) -> Path:
-    """Where a peer keeps its identity and ledger, unless told otherwise."""
-    base = os.environ.get("PEER_HOME")
-    if base:
-        return Path(base)
-    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(state) / "peertrain" / name

@@ -1,0 +1,75 @@
+"""`peer check`: is a run file right, and what would the run take?"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.console import (
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    Teller,
+    known,
+    print_json,
+    size,
+)
+
+
+def check(
+    config: Annotated[Path, typer.Argument(help="A run file.")],
+    model: ModelOption = None,
+    data: DataOption = None,
+    device: DeviceOption = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only read the file; load nothing, measure nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Validate a run file; say parameters, memory, and bytes per round, measured on this machine."""
+    from cli.options import node_config
+    from node.config import load_run_file
+
+    run_file = load_run_file(config)
+    facts: dict[str, Any] = {"file": str(config), "name": run_file.name, "valid": True}
+    if not quick:
+        from node.survey import survey
+
+        settings = node_config(
+            run_file.node,
+            listen=None,
+            advertise=None,
+            device=device,
+            threads=None,
+            model=model,
+            data=data,
+        )
+        Teller()("loading model and data, and timing one round of work")
+        facts |= survey(run_file, settings, config.resolve().parent)
+    if as_json:
+        print_json(facts)
+        return
+    print(f"{config}: a valid run file, {run_file.name!r}")
+    if quick:
+        return
+    rows = [
+        ("parameters", f"{facts['parameters']:,}, {facts['trainable']:,} of them trained"),
+        ("weights", size(facts["weights_bytes"])),
+        ("peak memory", f"{size(facts['peak_bytes'])} while probing, this process in all"),
+        ("state", f"{size(facts['state_bytes'])} in a checkpoint"),
+        (
+            "samples",
+            f"{facts['samples']:,} to train on, {facts['heldout_batches']} held-out batches",
+        ),
+        ("held-out loss", known(facts["heldout_loss"], "{:.4f} before training")),
+        (
+            "work",
+            f"{facts['work_per_round']} probes a round, {facts['seconds_per_probe']:.3f} s each",
+        ),
+        ("sent", f"{facts['payload_bytes']} bytes of payload a round and peer"),
+        ("model digest", facts["model_digest"][:16]),
+        ("data digest", (facts["data_digest"] or "none: private")[:16]),
+    ]
+    for name, value in rows:
+        print(f"{name:<14}{value}")

@@ -1,0 +1,26 @@
+"""A run's model from a home's ledger, for commands that only read."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.console import Teller, find_home
+
+if TYPE_CHECKING:
+    from node.offline import Rebuilt
+
+
+def open_home(
+    home: Path | None, model: str | None, data: list[str] | None, teller: Teller
+) -> "Rebuilt":
+    """Raises UserError."""
+    from node.offline import rebuild
+
+    changes: dict[str, object] = {}
+    if model is not None:
+        changes["model"] = model
+    if data:
+        changes["data"] = tuple(data)
+    teller("loading model and data")
+    return rebuild(
+        find_home(home), lambda what, done, total: teller(f"{what} {done}/{total}"), changes
+    )

@@ -1,0 +1,38 @@
+"""`peer status`: what a running peer sees."""
+
+from typing import Any
+
+from cli.console import HomeOption, JsonOption, find_home, known, print_json, size
+
+
+def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Show round, loss, members, traffic and digest of the peer that runs in a home."""
+    from node.control import ask
+
+    facts = ask(find_home(home), {"do": "status"})
+    if as_json:
+        print_json(facts)
+        return
+    for name, value in lines(facts):
+        print(f"{name:<14}{value}")
+
+
+def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    members = facts["members"]
+    up = sum(member["health"] == "alive" for member in members)
+    round = facts["heldout_round"]
+    when = "" if round is None else f" (round {round})"
+    return [
+        ("run", f"{facts['name']} {facts['run'][:8]}"),
+        ("peer", f"{facts['peer'][:8]}, pid {facts['pid']}, {', '.join(facts['addresses'])}"),
+        ("member", "yes" if facts["member"] else "not yet"),
+        ("activity", facts["activity"]),
+        ("round", f"{facts['round']}, {facts['work']} probes committed in all"),
+        ("held-out loss", known(facts["heldout_loss"], "{:.4f}") + when),
+        ("training loss", known(facts["train_loss"], "{:.4f}")),
+        ("rate", known(facts["work_per_s"], "{:.1f} probes/s by all")),
+        ("traffic", f"{size(facts['bytes_per_s'])}/s, {size(facts['bytes_out'])} sent in all"),
+        ("members", f"{up} of {len(members)} up"),
+        ("digest", f"{facts['state'] or 'unknown'} at round {known(facts['state_round'])}"),
+        ("disk", size(facts["disk_bytes"])),
+    ]

@@ -1,0 +1,122 @@
+"""A model, its data and a method, put together the way a manifest says and this machine's settings allow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from node.config import Manifest, NodeConfig, RunFile
+from node.errors import ConfigError, IdentityError
+from node.kernels import kernels_for
+from node.methods.registry import build_method
+from node.methods.parts.setup import Setup
+from node.training.data import Data, DataConfig, open_data
+from node.training.evaluate import held_out_loss
+from node.training.losses import batch_loss
+from node.training.models import (
+    FactoryConfig,
+    GptConfig,
+    HfConfig,
+    Model,
+    build_model,
+    model_digest,
+)
+from node.worker import Trainer
+from protocol.ids import RunId
+
+AnyModel = GptConfig | HfConfig | FactoryConfig
+
+
+def choose_device(name: str) -> torch.device:
+    """Raises ConfigError for a device that is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device {name!r} cannot be used: {reason}", "try --device cpu"
+        ) from error
+    return device
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Model and data, loaded, before it is known that they are the right ones."""
+
+    model: Model
+    data: Data
+    node: NodeConfig
+    root: Path
+    device: torch.device
+
+    @classmethod
+    def open(cls, model: AnyModel, data: DataConfig, node: NodeConfig, root: Path) -> "Workshop":
+        """Raises ConfigError for what is missing on this machine."""
+        if node.threads:
+            torch.set_num_threads(node.threads)
+        device = choose_device(node.device)
+        built = _build(model, node, root, device)
+        return cls(
+            built, open_data(_local_data(data, node), built.tokenizer, root), node, root, device
+        )
+
+    def model_digest(self) -> bytes:
+        return model_digest(self.model.module)
+
+    def data_digest(self) -> bytes | None:
+        return None if self.data.private else self.data.digest
+
+    def check(self, manifest: Manifest) -> None:
+        """Are this machine's model and data those of the run? Raises IdentityError."""
+        self.check_model(manifest)
+        ours = self.data_digest()
+        if manifest.data_digest is not None and (
+            ours is None or ours.hex() != manifest.data_digest
+        ):
+            raise IdentityError(
+                "the data on this machine are not those that the run was founded with",
+                "fetch the same files as the founder, or pass their place with --data"
+                " (the Python library's sources differ between Python versions)",
+            )
+
+    def check_model(self, manifest: Manifest) -> None:
+        if self.model_digest().hex() != manifest.model_digest:
+            raise IdentityError(
+                "the model on this machine is not the one that the run was founded with",
+                "fetch the same files as the founder, or pass their place with --model",
+            )
+
+    def trainer(self, run: RunId, method: object) -> Trainer:
+        """Ready to work. Loading the initial state again later makes the model anew."""
+        kernels = kernels_for(self.device, self.node.kernels)
+        batches = self.data.held_out()
+
+        def setup(model: Model) -> Setup:
+            return Setup(model.module, self.data, batch_loss, kernels, run)
+
+        built = build_method(method, setup(self.model))  # type: ignore[arg-type]
+
+        def initial_state() -> Mapping[str, Tensor]:
+            fresh = _build(self.model.config, self.node, self.root, self.device)
+            return build_method(method, setup(fresh)).replicated_state()  # type: ignore[arg-type]
+
+        return Trainer(built, lambda: held_out_loss(self.model.module, batches), initial_state)
+
+
+def open_workshop(run_file: RunFile, root: Path) -> Workshop:
+    return Workshop.open(run_file.model, run_file.data, run_file.node, root)
+
+
+def _build(model: AnyModel, node: NodeConfig, root: Path, device: torch.device) -> Model:
+    if node.model is not None and isinstance(model, HfConfig):
+        model = model.model_copy(update={"path": node.model})
+    return build_model(model, root=root, factories=node.factories, device=device)
+
+
+def _local_data(data: DataConfig, node: NodeConfig) -> DataConfig:
+    return data.model_copy(update={"path": node.data}) if node.data else data

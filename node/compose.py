@@ -1,0 +1,394 @@
+"""The one place that knows every class: a peer, put together and run to its end."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import uvloop
+
+from node import bootstrap
+from node.bootstrap import Knocker, Membership
+from node.build import Workshop
+from node.config import NodeConfig, RunFile
+from node.control import ControlServer
+from node.driver import Driver, NodeWatcher, ObservedWorker, TransportPort, explain, now_ms
+from node.errors import ConfigError
+from node.metrics import Endpoint, Metrics
+from node.offline import keep_settings
+from node.perform import Shell
+from node.stats import Stats
+from node.store import Store
+from node.telemetry import EventLog
+from node.transport_zmq import Inbound, ZmqTransport
+from node.worker import Place, Reports, TrainingWorker
+
+from protocol.events import Started, StopAsked
+from protocol.identity import Identity
+from protocol.ids import Hash, PeerId, short
+from protocol.invites import Contact, Invite, encode_invite, mint_token
+from protocol.ledger import Judge, Mark, Write
+from protocol.messages import Health
+from protocol.peer import Peer
+from protocol.restore import restore, saved_cards
+from protocol.roster import Roster
+
+INVITE_DAYS: Final = 7
+_CLOSE_S: Final = 30.0
+_INVITE_CONTACTS: Final = 4
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run, and where."""
+
+    home: Path
+    node: NodeConfig
+    root: Path = field(default_factory=Path.cwd)  # relative model and data paths count from here
+    run_file: RunFile | None = None  # found this run, or go on with it
+    invite: Invite | None = None  # join this one, or go on with it
+    wait_s: float = 60.0  # how long to knock
+    invite_file: Path | None = None  # write an invite here once it can be used
+    invite_days: float = INVITE_DAYS
+    tell: Tell = lambda text: None  # progress, for a person
+
+
+class Node:
+    """One peer's process."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self._tell = plan, plan.tell
+        self._started_s = time.monotonic()
+        self._driver = Driver()
+        self._knocker: Knocker | None = None
+
+    def run(self) -> None:
+        """Until it is asked to stop. Raises UserError for what a person must mend."""
+        with Store.open(self._plan.home) as store:
+            with EventLog(self._plan.home / "events.jsonl") as log:
+                self._run(store, log)
+
+    def _run(self, store: Store, log: EventLog) -> None:
+        plan = self._plan
+        identity = Identity(store.identity())
+        kept = bootstrap.remembered(store)
+        if plan.invite is not None and kept is not None:
+            bootstrap.check_same_run(kept, plan.invite.run, str(plan.home))
+        if kept is None and plan.run_file is not None:
+            kept = self._found(store, plan.run_file, identity)
+        door = kept.door if kept is not None else _door_of(plan)
+        transport = ZmqTransport(
+            store.identity(),
+            listen=plan.node.listen,
+            door=door,
+            on_batch=self._receive,
+            on_failure=self._driver.fail,
+        )
+        bound = transport.start()
+        try:
+            addresses = plan.node.advertise or advertised(bound)
+            if kept is None:
+                assert plan.invite is not None
+                kept = self._join(store, plan.invite, identity, transport, addresses)
+            settings = keep_settings(plan.node, plan.root)
+            store.commit([Write("meta", b"settings", settings)])
+            workshop = self._open(kept)
+            self._serve(store, log, identity, kept, workshop, transport, addresses)
+        finally:
+            transport.close()
+
+    def _receive(self, batch: list[Inbound]) -> None:
+        if self._knocker is not None:
+            for item in batch:
+                self._knocker.inbox.put(item)
+        else:
+            self._driver.receive(batch)
+
+    # Getting a run
+
+    def _found(self, store: Store, run_file: RunFile, identity: Identity) -> Membership:
+        self._tell("loading model and data")
+        workshop = Workshop.open(run_file.model, run_file.data, self._plan.node, self._plan.root)
+        self._workshop = workshop
+        return bootstrap.found(
+            store, run_file, identity, workshop.model_digest(), workshop.data_digest()
+        )
+
+    _workshop: Workshop | None = None
+
+    def _join(
+        self,
+        store: Store,
+        invite: Invite,
+        identity: Identity,
+        transport: ZmqTransport,
+        addresses: Sequence[str],
+    ) -> Membership:
+        card = bootstrap.next_card(store, invite.run, identity, addresses)
+        self._knocker = Knocker(invite, card, transport)
+        try:
+            welcome = self._knocker.knock(self._plan.wait_s, self._tell)
+        finally:
+            self._knocker = None
+        for contact in invite.contacts:
+            transport.set_peer(contact.peer, contact.addresses)
+        return bootstrap.accept(store, invite, welcome)
+
+    def _open(self, kept: Membership) -> Workshop:
+        manifest = kept.manifest
+        workshop = self._workshop
+        if workshop is None:
+            self._tell("loading model and data")
+            workshop = Workshop.open(
+                manifest.model, manifest.data, self._plan.node, self._plan.root
+            )
+            workshop.check(manifest)
+        return workshop
+
+    # Running
+
+    def _serve(
+        self,
+        store: Store,
+        log: EventLog,
+        identity: Identity,
+        kept: Membership,
+        workshop: Workshop,
+        transport: ZmqTransport,
+        addresses: Sequence[str],
+    ) -> None:
+        plan, manifest, run = self._plan, kept.manifest, kept.run
+        rules = manifest.rules.rules()
+        trainer = workshop.trainer(run, manifest.method)
+        founders = (PeerId(bytes.fromhex(manifest.founder)),)
+        judge = Judge(run, rules, identity, trainer.method.weigh)
+        saved = restore(store, Mark(0, Hash(run), 0, Roster(founders)))
+        metrics = Metrics()
+        stats = Stats(trainer.method.weigh, metrics)
+        peer = Peer(
+            run, rules, identity, founders, kept.raw, judge, os.urandom(16), now_ms(), saved
+        )
+
+        def progress(what: str, done: int, total: int) -> None:
+            stats.activity = f"{what} {done}/{total}"
+            self._tell(stats.activity)
+
+        place = Place(
+            run, identity.peer, founders, rules.window_ms, plan.home, plan.node.checkpoint_s
+        )
+        reports = Reports(self._driver.post, self._driver.fail, progress)
+        worker = TrainingWorker(trainer, place, store, reports)
+        watcher = NodeWatcher(log, stats, metrics)
+        shell = Shell(peer, TransportPort(transport), store, ObservedWorker(worker, stats), watcher)
+        card = bootstrap.next_card(store, run, identity, addresses)
+        status = _Status(self, peer, stats, transport, kept, identity, workshop, card.addresses)
+        cards = tuple(card for card in saved_cards(store) if card.peer != identity.peer)
+        for known in cards:
+            transport.set_peer(known.peer, known.addresses)
+        self._driver.post(Started(card, cards, kept.token))
+        worker.start()
+        self._tell(f"peer {short(identity.peer)} is up on {', '.join(addresses) or 'no address'}")
+        endpoint = _endpoint(plan.node, metrics)
+        try:
+            uvloop.run(self._loop(peer, shell, watcher, stats, status))
+        except BaseException as error:
+            if explain(error) is None:
+                log.error("crash", error=repr(error), story=list(peer.story))
+            raise
+        finally:
+            if endpoint is not None:
+                endpoint.close()
+            worker.close(_CLOSE_S)
+
+    async def _loop(
+        self, peer: Peer, shell: Shell, watcher: NodeWatcher, stats: Stats, status: "_Status"
+    ) -> None:
+        control = ControlServer(self._plan.home, status.answer)
+        await control.start()
+        try:
+            if self._plan.invite_file is not None:
+                write_invite(self._plan.invite_file, status.invite(self._plan.invite_days))
+            await self._driver.run(peer, shell, watcher, stats, status.count_traffic)
+            await asyncio.sleep(0)
+        finally:
+            await control.close()
+
+    def stop(self) -> None:
+        self._driver.post(StopAsked())
+
+    @property
+    def uptime_s(self) -> float:
+        return time.monotonic() - self._started_s
+
+    @property
+    def home(self) -> Path:
+        return self._plan.home
+
+
+class _Status:
+    """Answers the command line's questions."""
+
+    def __init__(
+        self,
+        node: Node,
+        peer: Peer,
+        stats: Stats,
+        transport: ZmqTransport,
+        kept: Membership,
+        identity: Identity,
+        workshop: Workshop,
+        addresses: tuple[str, ...],
+    ) -> None:
+        self._addresses = addresses
+        self._node, self._peer, self._stats = node, peer, stats
+        self._transport, self._kept, self._identity = transport, kept, identity
+        self._workshop = workshop
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        match request["do"]:
+            case "status":
+                return self.status()
+            case "invite":
+                return {"invite": self.invite(float(request["days"]))}
+            case "leave":
+                self._node.stop()
+                return {"leaving": True}
+            case "curve":
+                return {"heldout": list(self._stats.curve)}
+            case other:
+                raise ValueError(f"unknown request {other!r}")
+
+    def invite(self, days: float) -> str:
+        """Raises ValueError for a duration that is none."""
+        if not 0 < days <= 3650:
+            raise ValueError("an invite lasts more than 0 and at most 3650 days")
+        expires_s = int(time.time() + days * 86_400)
+        token = mint_token(self._identity, self._kept.run, expires_s, os.urandom(8))
+        contacts = [Contact(self._identity.peer, self._addresses)]
+        for member in self._peer.membership.others_up():
+            addresses = self._peer.card_addresses(member)
+            if addresses and len(contacts) < _INVITE_CONTACTS:
+                contacts.append(Contact(member, addresses))
+        reachable = tuple(contact for contact in contacts if contact.addresses)
+        if not reachable:
+            raise ValueError("no member of this run can be dialled, so nobody could use an invite")
+        return encode_invite(Invite(self._kept.run, self._kept.door, reachable, token))
+
+    def count_traffic(self) -> None:
+        counters = self._transport.counters()
+        total = counters.total
+        self._stats.traffic(total.bytes_in, total.bytes_out)
+        members: dict[str, float] = {}
+        for peer in self._peer.ledger.head.roster.members:
+            name = self._health(peer)
+            members[name] = members.get(name, 0) + 1
+        metrics = self._stats.metrics
+        metrics.set_all("peer_members", members)
+        metrics.set("peer_bytes", total.bytes_in, "in")
+        metrics.set("peer_bytes", total.bytes_out, "out")
+        metrics.set("peer_messages", total.messages_in, "in")
+        metrics.set("peer_messages", total.messages_out, "out")
+        metrics.set("peer_refused_handshakes", counters.refused_handshakes)
+        metrics.set_all("peer_drops", {str(cause): n for cause, n in counters.dropped.items()})
+
+    def _health(self, peer: PeerId) -> str:
+        return Health(self._peer.membership.health(peer)).name.lower()
+
+    def status(self) -> dict[str, Any]:
+        peer, manifest = self._peer, self._kept.manifest
+        head = peer.ledger.head
+        counters = self._transport.counters()
+        total = counters.total
+        return {
+            "name": manifest.name,
+            "run": self._kept.run.hex(),
+            "peer": self._identity.peer.hex(),
+            "pid": os.getpid(),
+            "home": str(self._node.home),
+            "uptime_s": round(self._node.uptime_s, 1),
+            "addresses": list(self._addresses),
+            "device": str(self._workshop.device),
+            "method": manifest.method.name,
+            "quorum": manifest.rules.quorum,
+            "member": peer.is_member,
+            "caught_up": peer.caught_up,
+            "round": head.round,
+            "entry": head.hash.hex(),
+            "work": head.weight,
+            "members": [
+                {
+                    "peer": member.hex(),
+                    "health": self._health(member),
+                    "addresses": list(peer.card_addresses(member)),
+                }
+                for member in head.roster.members
+            ],
+            "bytes_in": total.bytes_in,
+            "bytes_out": total.bytes_out,
+            "messages_in": total.messages_in,
+            "messages_out": total.messages_out,
+            "dropped": {str(cause): n for cause, n in counters.dropped.items() if n},
+            "refused_handshakes": counters.refused_handshakes,
+            "faults": sum(peer.faults.values()),
+            "disk_bytes": _folder_bytes(self._node.home),
+            **self._stats.as_json(),
+        }
+
+
+def _door_of(plan: Plan) -> bytes:
+    if plan.invite is None:
+        raise ConfigError(
+            f"{plan.home} belongs to no run yet", "found one with `peer start`, or `peer join` one"
+        )
+    return plan.invite.door
+
+
+def advertised(bound: Sequence[str]) -> tuple[str, ...]:
+    """What others may dial: a wildcard address stands for every address of this machine."""
+    found: list[str] = []
+    for address in bound:
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        if host in ("0.0.0.0", "[::]", "*"):
+            found += [f"tcp://{ip}:{port}" for ip in _own_addresses()]
+        else:
+            found.append(address)
+    return tuple(dict.fromkeys(found))[:8]
+
+
+def _own_addresses() -> list[str]:
+    """IPv4 addresses, those that only this machine can reach last."""
+    addresses = [
+        entry.address
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family.name == "AF_INET"
+    ]
+    return sorted(addresses, key=lambda ip: (ip.startswith("127."), ip))
+
+
+def write_invite(path: Path, invite: str) -> None:
+    """Whole or not at all, and only for its owner's eyes: an invite lets its reader in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(invite + "\n")
+    temporary.chmod(0o600)
+    temporary.replace(path)
+
+
+def _endpoint(node: NodeConfig, metrics: Metrics) -> Endpoint | None:
+    if node.metrics is None:
+        return None
+    host, _, port = node.metrics.rpartition(":")
+    if not port.isdigit():
+        raise ConfigError(f"node.metrics = {node.metrics!r} is no host:port", "try 127.0.0.1:9100")
+    return Endpoint(metrics, lambda: (True, "up"), host=host or "127.0.0.1", port=int(port))
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

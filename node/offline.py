@@ -1,0 +1,105 @@
+"""A run's model without its daemon: read a home's ledger, which may be in use, and rebuild the state from it."""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from node.bootstrap import Membership
+from node.build import Workshop
+from node.config import Manifest, NodeConfig
+from node.errors import UserError
+from node.replica import Progress, Replica
+from node.store import load_identity
+from protocol.codec import decode_entry
+from protocol.identity import Identity
+from protocol.ids import PeerId
+from protocol.restore import TABLES
+
+
+class ReadOnlyStore:
+    """A `Reader` over a home's database; works beside the peer that owns it."""
+
+    def __init__(self, home: Path) -> None:
+        path = home / "peer.db"
+        if not path.exists():
+            raise UserError(f"there is no peer in {home}", "pass --home DIR of a peer that has run")
+        self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        assert table in TABLES
+        row = self._db.execute(f'SELECT value FROM "{table}" WHERE key = ?', (key,)).fetchone()
+        return None if row is None else row[0]
+
+    def scan(self, table: str, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        assert table in TABLES
+        query = f'SELECT key, value FROM "{table}" WHERE key >= ? ORDER BY key'
+        yield from self._db.execute(query, (first,))
+
+    def close(self) -> None:
+        self._db.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A run's state, as far as one home knows it."""
+
+    membership: Membership
+    workshop: Workshop
+    replica: Replica
+    bodies: tuple[bytes, ...]  # of all entries that were merged
+
+
+def rebuild(home: Path, progress: Progress, changes: Mapping[str, Any] | None = None) -> Rebuilt:
+    """`changes` go over the settings that the peer last ran with. Raises UserError."""
+    disk = ReadOnlyStore(home)
+    try:
+        raw, door = disk.get("meta", b"manifest"), disk.get("meta", b"door")
+        if raw is None or door is None:
+            raise UserError(
+                f"the peer in {home} has not joined a run yet", "start or join one first"
+            )
+        membership = Membership(raw, Manifest.decode(raw), door, None)
+        node, root = recall_settings(disk.get("meta", b"settings"))
+        node = node.model_copy(update=changes or {})
+        replica, workshop = make_replica(membership, node, root, Identity(load_identity(home)).peer)
+        names = [name for _, name in disk.scan("chain")]
+        bodies = tuple(_body(disk, name) for name in names)
+        replica.rebuild(disk, home, len(names), progress, from_scratch=False)
+        if replica.round != len(names):
+            raise UserError("the ledger changed while it was read", "run the command again")
+        return Rebuilt(membership, workshop, replica, bodies)
+    finally:
+        disk.close()
+
+
+def keep_settings(node: NodeConfig, root: Path) -> bytes:
+    """What this machine's files and devices are, for commands that come without a run file."""
+    return json.dumps({"node": node.model_dump(mode="json"), "root": str(root)}).encode()
+
+
+def recall_settings(kept: bytes | None) -> tuple[NodeConfig, Path]:
+    if kept is None:
+        return NodeConfig(), Path.cwd()
+    fields = json.loads(kept)
+    return NodeConfig.model_validate(fields["node"]), Path(fields["root"])
+
+
+def make_replica(
+    membership: Membership, node: NodeConfig, root: Path, me: PeerId
+) -> tuple[Replica, Workshop]:
+    """At the run's beginning."""
+    manifest = membership.manifest
+    workshop = Workshop.open(manifest.model, manifest.data, node, root)
+    trainer = workshop.trainer(membership.run, manifest.method)
+    founders = (PeerId(bytes.fromhex(manifest.founder)),)
+    replica = Replica(trainer.method, trainer.initial_state, membership.run, me, founders)
+    return replica, workshop
+
+
+def _body(disk: ReadOnlyStore, name: bytes) -> bytes:
+    raw = disk.get("entries", name)
+    assert raw is not None, "the chain names an entry that is not on disk"
+    return decode_entry(raw).raw

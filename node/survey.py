@@ -1,0 +1,46 @@
+"""What a run would take on this machine: sizes counted, times measured, by doing one round of work."""
+
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+from node.build import Workshop
+from node.config import NodeConfig, RunFile
+from node.methods.base import RoundContext
+from protocol.ids import RunId
+
+
+def survey(run_file: RunFile, node: NodeConfig, root: Path) -> dict[str, Any]:
+    """Loads, evaluates and works for one window. Raises UserError for what is missing."""
+    workshop = Workshop.open(run_file.model, run_file.data, node, root)
+    parameters = list(workshop.model.module.parameters())
+    trainer = workshop.trainer(RunId(bytes(32)), run_file.method)
+    me = os.urandom(32)
+    end_s = time.monotonic() + run_file.rules.window_s
+    context = RoundContext(bytes(32), 0, me, (me,), lambda: time.monotonic() >= end_s)
+    started = time.monotonic()
+    result = trainer.method.work(context)
+    seconds = time.monotonic() - started
+    work = trainer.method.weigh(result.payload)
+    data_digest = workshop.data_digest()
+    return {
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        "weights_bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "state_bytes": sum(
+            tensor.numel() * tensor.element_size()
+            for tensor in trainer.method.replicated_state().values()
+        ),
+        "samples": workshop.data.samples,
+        "heldout_batches": len(workshop.data.held_out()),
+        "heldout_loss": trainer.heldout(),
+        "work_per_round": work,
+        "seconds_per_probe": seconds / work,
+        "payload_bytes": len(result.payload),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "model_digest": workshop.model_digest().hex(),
+        "data_digest": None if data_digest is None else data_digest.hex(),
+        "device": str(workshop.device),
+    }
