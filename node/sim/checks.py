@@ -3,10 +3,11 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from node.sim.stub import units
 from node.sim.world import SimPeer, World
+from protocol.codec import decode
 from protocol.ids import Hash
 from protocol.ledger import round_key
+from protocol.messages import Contribute
 from protocol.restore import entry_at
 from protocol.rules import Quorum
 
@@ -22,7 +23,10 @@ def fail(world: World, promise: str, what: str, *who: SimPeer) -> None:
 
 @dataclass(slots=True)
 class Safety:
-    """After every event, where votes count: no two peers applied different entries for a round (P5).
+    """Do peers differ that should not (P5)? `after_event` and `every_second` look.
+
+    In runs that vote, no two peers ever apply different entries for one round.
+    (P5).
 
     In runs where any sealed entry counts, two peers may differ only while they cannot reach each
     other. A pair that has been joined and up for `patience_ms` must agree on the newest round that
@@ -38,7 +42,6 @@ class Safety:
     def after_event(self, who: SimPeer) -> None:
         if not who.up:
             return
-        who.peer.ledger.judge  # noqa: B018 - the ledger is read through its public side only
         head = who.peer.ledger.head
         if self._seen.get(who.name) == (head.round, head.hash):
             return
@@ -125,7 +128,7 @@ def assert_counted(world: World) -> None:
         entry = entry_at(reader.disk, round)
         assert entry is not None
         for line in entry.body.lines:
-            committed.update(units(line.payload))
+            committed.update(world.payloads.units(line.payload))
     twice = [unit.hex() for unit, count in committed.items() if count > 1]
     if twice:
         fail(world, "P3", f"units {twice[:3]} were committed more than once", reader)
@@ -135,15 +138,12 @@ def assert_counted(world: World) -> None:
 
 
 def _nothing_lost(world: World, who: SimPeer, committed: Counter[bytes]) -> None:
-    from protocol.codec import decode
-    from protocol.messages import Contribute
-
     assert who.worker is not None
     held = set(who.worker.pending)
     for _, raw in who.disk.scan("outbox"):
         message = decode(raw)
         assert isinstance(message, Contribute)
-        mine = units(message.payload)
+        mine = world.payloads.units(message.payload)
         at_work = message.round >= who.peer.ledger.head.round
         lost = [unit for unit in mine if unit not in committed and unit not in held]
         if lost and not at_work:

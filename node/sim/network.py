@@ -1,4 +1,4 @@
-"""Links between simulated peers: delay, loss, duplication, reordering, partitions, and a count of every byte."""
+"""Links between simulated peers: delay, loss, duplicates, reordering, splits; bytes counted."""
 
 import random
 from collections.abc import Iterable
@@ -6,28 +6,46 @@ from dataclasses import dataclass
 
 from protocol.ids import PeerId
 
-FRAME_OVERHEAD_BYTES = (
-    101  # Ethernet, IP and TCP headers, and ZeroMQ's CURVE framing, of one small message
-)
+# Ethernet, IP and TCP headers, and ZeroMQ's CURVE framing, of one small message.
+FRAME_OVERHEAD_BYTES = 101
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """How one message fares on its way. Delays in milliseconds, rates in bytes per millisecond (0: no limit)."""
+    """How a message fares on its way. Rates in bytes per millisecond (0: no limit).
+
+    A message between two links takes the mean of their delays, jitters and chances; rates are
+    queues, one at each end.
+    """
 
     delay_ms: float = 20.0
-    jitter_ms: float = 10.0
+    jitter_ms: float = 10.0  # up to so much is added to the delay
     loss: float = 0.0
     duplicate: float = 0.0
     up_bytes_per_ms: float = 0.0
     down_bytes_per_ms: float = 0.0
 
 
+def between(one: Link, other: Link) -> Link:
+    """The way from one to the other."""
+    if one is other:
+        return one
+    return Link(
+        (one.delay_ms + other.delay_ms) / 2,
+        (one.jitter_ms + other.jitter_ms) / 2,
+        (one.loss + other.loss) / 2,
+        (one.duplicate + other.duplicate) / 2,
+        one.up_bytes_per_ms,
+        other.down_bytes_per_ms,
+    )
+
+
 class Network:
-    """Decides when, and how often, a message arrives."""
+    """Decides when, and how often, a message arrives. `link` is everybody's that has no own."""
 
     def __init__(self, link: Link, chance: random.Random) -> None:
         self.link = link
+        self.own_links: dict[PeerId, Link] = {}
         self._chance = chance
         self._sides: dict[PeerId, int] = {}
         self._up_free: dict[PeerId, float] = {}
@@ -35,6 +53,9 @@ class Network:
         self.sent_bytes: dict[PeerId, int] = {}
         self.received_bytes: dict[PeerId, int] = {}
         self.messages = 0
+
+    def link_of(self, peer: PeerId) -> Link:
+        return self.own_links.get(peer, self.link)
 
     def split(self, side: Iterable[PeerId]) -> None:
         """Cut these off from all others; earlier cuts stay."""
@@ -50,18 +71,19 @@ class Network:
 
     def arrivals(self, sender: PeerId, to: PeerId, size: int, now_ms: float) -> list[float]:
         """When copies of a message of `size` bytes arrive: none, one or two times."""
-        link, chance = self.link, self._chance
+        chance = self._chance
+        way = between(self.link_of(sender), self.link_of(to)) if self.own_links else self.link
         size += FRAME_OVERHEAD_BYTES
         self.messages += 1
         self.sent_bytes[sender] = self.sent_bytes.get(sender, 0) + size
-        if not self.joined(sender, to) or (link.loss and chance.random() < link.loss):
+        if not self.joined(sender, to) or (way.loss and chance.random() < way.loss):
             return []
-        left = self._pass(self._up_free, sender, size, link.up_bytes_per_ms, now_ms)
-        copies = 2 if link.duplicate and chance.random() < link.duplicate else 1
+        left = self._pass(self._up_free, sender, size, way.up_bytes_per_ms, now_ms)
+        copies = 2 if way.duplicate and chance.random() < way.duplicate else 1
         times = []
         for _ in range(copies):
-            arrives = left + link.delay_ms + link.jitter_ms * chance.random()
-            times.append(self._pass(self._down_free, to, size, link.down_bytes_per_ms, arrives))
+            arrives = left + way.delay_ms + way.jitter_ms * chance.random()
+            times.append(self._pass(self._down_free, to, size, way.down_bytes_per_ms, arrives))
             self.received_bytes[to] = self.received_bytes.get(to, 0) + size
         return times
 

@@ -1,14 +1,15 @@
 """What stands in for a trainer in a simulation: units of work that can be counted, and a state
 that can be compared.
 
-A payload is a list of unit names, 8 bytes each. The state is a hash over everything merged, in
+A payload is a list of units, each a name of 8 bytes and as much padding as makes it the size of
+what it stands for. The state is a hash over everything merged, in
 order, so two peers agree on it only if they merged the same entries. Pending units follow the rule
 that every method follows: given back, they are offered again, unless a merge shows that they were
 committed.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from protocol.entries import Entry
@@ -17,18 +18,31 @@ from protocol.ids import Hash, PeerId, digest
 from protocol.ledger import round_key
 from protocol.restore import Reader, entry_named
 
-UNIT_BYTES = 8
+NAME_BYTES = 8
 
 
-def weigh(payload: bytes) -> int:
-    """Units in a payload; ValueError if it is none."""
-    if not payload or len(payload) % UNIT_BYTES:
-        raise ValueError("not a list of units")
-    return len(payload) // UNIT_BYTES
+@dataclass(frozen=True, slots=True)
+class Payloads:
+    """What peers send each other: so many units a round, each of so many bytes."""
 
+    units_per_round: int = 1
+    unit_bytes: int = NAME_BYTES
 
-def units(payload: bytes) -> list[bytes]:
-    return [payload[at : at + UNIT_BYTES] for at in range(0, len(payload), UNIT_BYTES)]
+    def __post_init__(self) -> None:
+        assert self.unit_bytes >= NAME_BYTES, "a unit holds its name"
+
+    def weigh(self, payload: bytes) -> int:
+        """Units in a payload; ValueError if it is none."""
+        if not payload or len(payload) % self.unit_bytes:
+            raise ValueError("not a list of units")
+        return len(payload) // self.unit_bytes
+
+    def units(self, payload: bytes) -> list[bytes]:
+        """The names of the units in it."""
+        return [payload[at : at + NAME_BYTES] for at in range(0, len(payload), self.unit_bytes)]
+
+    def join(self, names: Iterable[bytes]) -> bytes:
+        return b"".join(name.ljust(self.unit_bytes, b"\0") for name in names)
 
 
 def next_state(state: int, entry: Entry) -> int:
@@ -40,6 +54,7 @@ def next_state(state: int, entry: Entry) -> int:
 class Commits:
     """Which entries list which units; one for the whole world, as it follows from entries alone."""
 
+    payloads: Payloads
     _entries: set[Hash] = field(default_factory=set)
     _where: dict[bytes, list[Hash]] = field(default_factory=dict)
 
@@ -48,7 +63,7 @@ class Commits:
             return
         self._entries.add(entry.hash)
         for line in entry.body.lines:
-            for unit in units(line.payload):
+            for unit in self.payloads.units(line.payload):
                 self._where.setdefault(unit, []).append(entry.hash)
 
     def committed(self, unit: bytes, chain: set[Hash]) -> bool:
@@ -68,19 +83,19 @@ class StubWorker:
         later: Callable[[float, Event], None],
     ) -> None:
         self._me, self._disk, self._chance = me, disk, chance
-        self._commits = commits
+        self._commits, self._payloads = commits, commits.payloads
         self._work_ms, self._later = work_ms, later
         self.state = 0
         self.pending: dict[bytes, None] = {}
         self._merged: set[Hash] = set()  # the entries that the state is made of
         self.made: list[bytes] = []
         self._task: StartWork | None = None
-        self.units_per_round = 1
 
     def start_work(self, task: StartWork) -> None:
         self._task = task
-        new = [self._chance.randbytes(UNIT_BYTES) for _ in range(self.units_per_round)]
-        payload = b"".join([*new, *self.pending])
+        count = self._payloads.units_per_round
+        new = [self._chance.randbytes(NAME_BYTES) for _ in range(count)]
+        payload = self._payloads.join([*new, *self.pending])
         done = WorkDone(task.round, task.parent, self.state, payload, 1.0, None)
         self.made += new
         self._later(self._work_ms(), done)
@@ -89,7 +104,7 @@ class StubWorker:
         """Work in the simulator is a delay that ends by itself."""
 
     def give_back(self, round: int, payload: bytes) -> None:
-        for unit in units(payload):
+        for unit in self._payloads.units(payload):
             if not self._commits.committed(unit, self._merged):
                 self.pending[unit] = None
 

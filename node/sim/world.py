@@ -13,7 +13,7 @@ from typing import Final
 
 from node.perform import Shell, perform
 from node.sim.network import Link, Network
-from node.sim.stub import Commits, StubWorker, weigh
+from node.sim.stub import Commits, Payloads, StubWorker
 from protocol.codec import decode
 from protocol.entries import Card, Token, card_bytes, token_bytes
 from protocol.events import Event, Halt, Note, Received, Started, StopAsked, Tick
@@ -127,6 +127,7 @@ class World:
         link: Link | None = None,
         founders: int | None = None,
         work_ms: Callable[[random.Random, float], float] | None = None,
+        payloads: Payloads | None = None,
     ) -> None:
         self.chance = random.Random(seed)
         self.rules = rules or Rules(window_ms=1_000, deadline_ceiling_ms=3_000)
@@ -139,7 +140,8 @@ class World:
         self._heap: list[tuple[float, int, SimPeer, int, Event | None]] = []
         self._sequence = 0
         self._work_ms = work_ms or (lambda chance, window: window * (0.9 + 0.2 * chance.random()))
-        self._commits = Commits()
+        self.payloads = payloads or Payloads()
+        self.commits = Commits(self.payloads)
         self._records: dict[bytes, bytes] = {}
         self._decode = lru_cache(maxsize=4096)(decode)
         self._manifest = b"simulated %d" % seed
@@ -148,7 +150,7 @@ class World:
         ids = {name: PeerId(digest("stub peer", self.run, name.encode())) for name in names}
         first = names[: founders or peers]
         self._founders = [ids[name] for name in first]
-        self.judge = Judge(self.run, self.rules, StubKeys(self._founders[0]), weigh)
+        self.judge = Judge(self.run, self.rules, StubKeys(self._founders[0]), self.payloads.weigh)
         self.peers: dict[str, SimPeer] = {}
         self.by_id: dict[PeerId, SimPeer] = {}
         cards = tuple(self._card(StubKeys(ids[name]), 0) for name in first)
@@ -211,7 +213,7 @@ class World:
         worker = StubWorker(
             who.id,
             who.disk,
-            self._commits,
+            self.commits,
             self.chance,
             lambda: self._work_ms(self.chance, self.rules.window_ms * who.slowness),
             lambda delay, event: self._push(self.now_ms + delay, who, life, event),
