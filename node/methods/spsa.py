@@ -244,7 +244,8 @@ class Spsa:
             t.cpu().flatten() for n, t in self.replicated_state().items() if t.dtype == torch.int64
         ]
         total = self._weights.digest(key)
-        total += self._setup.kernels.digest(torch.cat(small), self._view.size, key)
+        integers = torch.cat(small).to(self._view.device)
+        total += self._setup.kernels.digest(integers, self._view.size, key)
         return total % 2**64
 
     def local_state(self) -> dict[str, Tensor]:

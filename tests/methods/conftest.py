@@ -1,6 +1,7 @@
 """A small run that fits a test: a tiny byte-level model on text made up on the spot."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -28,11 +29,11 @@ def peer(number: int) -> bytes:
 def make_setup() -> MakeSetup:
     """Each call gives a fresh model with the same weights, as another peer would have."""
 
-    def make(dtype: str = "fp32", private: bool = False) -> Setup:
+    def make(dtype: Literal["fp32", "bf16"] = "fp32", private: bool = False) -> Setup:
         model = build_model(
             GptConfig(kind="gpt", layers=1, width=8, heads=1, context=8, dtype=dtype)
         )
-        config = DataConfig(source="text", path="unused", context=8, batch=2, private=private)
+        config = DataConfig(source="text", path=("unused",), context=8, batch=2, private=private)
         stream = np.arange(4000, dtype=np.uint32) * 7 % 11 + 97
         data = Data(config, Windows([stream[:3000]], 8), Windows([stream[3000:]], 8))
         return Setup(model.module, data, batch_loss, kernels_for(torch.device("cpu")), RUN)

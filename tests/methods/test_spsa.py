@@ -323,7 +323,7 @@ def test_a_broken_snapshot_leaves_everything_as_it_was(
             state[name] = state[name].double()
         case "exponent":
             state["spsa.exponent"] += 100
-        case "slots":
+        case _:
             state["spsa.slots"] -= 1
     with pytest.raises(ValueError, match=r"\w"):
         method.load_replicated_state(state)

@@ -69,11 +69,12 @@ def test_the_unit_settles_and_stays_in_range() -> None:
 
 
 def test_schedules_are_exact_fractions() -> None:
-    schedule = Schedule(peak=0.1, warmup_rounds=4, decay_rounds=10, final_share="0.2")
+    schedule = Schedule(peak="0.1", warmup_rounds=4, decay_rounds=10, final_share="0.2")
     assert schedule.rate(0) == Fraction(1, 40)
     assert schedule.rate(4) == Fraction(1, 10)
     assert schedule.rate(9) == Fraction(1, 10) * Fraction(6, 10)
     assert schedule.rate(14) == schedule.rate(10**9) == Fraction(1, 50)
+    assert Schedule.model_validate({"peak": 0.1}) == Schedule(peak="0.1")
     assert Schedule(peak="1e-3").rate(5) == Fraction(1, 1000)
 
 

@@ -17,7 +17,7 @@ BYTES = ByteTokenizer()
 
 
 def opened(root: Path, **fields: object) -> Data:
-    return open_data(DataConfig(**{"context": 8, "batch": 2, **fields}), BYTES, root)
+    return open_data(DataConfig.model_validate({"context": 8, "batch": 2, **fields}), BYTES, root)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_single_document_is_cut_at_a_place(tmp_path: Path) -> None:
 
 def test_targets_are_the_next_tokens_and_epochs_cover_everything(tmp_path: Path) -> None:
     np.arange(1000, dtype="<u2").tofile(tmp_path / "a.bin")
-    config = DataConfig(source="tokens", path="a.bin", context=8, batch=2, held_out=0.1)
+    config = DataConfig(source="tokens", path=("a.bin",), context=8, batch=2, held_out=0.1)
 
     class Wide(ByteTokenizer):
         size = 1000

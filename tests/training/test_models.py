@@ -40,11 +40,12 @@ IDS = torch.arange(1, 33).reshape(2, 16)
 def transformers() -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return pytest.importorskip("transformers")
+        module: ModuleType = pytest.importorskip("transformers")
+        return module
 
 
 def small(**fields: object) -> Model:
-    return build_model(GptConfig(**{**SMALL, **fields}))
+    return build_model(GptConfig.model_validate({**SMALL, **fields}))
 
 
 def test_starting_weights_are_these_bits() -> None:

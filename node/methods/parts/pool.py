@@ -28,6 +28,7 @@ from node.methods.parts.probes import BYTE_MAX
 
 QUANTUM_BITS = 24  # a first step is 2**24 quanta for one probe, 2**12 for 4096: finer than a byte
 SHIFT_MAX = 12  # a pooled run's unit stays within 2**+-12 of the first one: bounds the integers
+_CHUNK = 1 << 20  # elements in float64 at a time
 _ONE = 1 << 16  # fixed point of the probabilities
 
 Ints = npt.NDArray[np.int64]
@@ -154,8 +155,10 @@ def subtract(
     The product only scales by a power of two, so whether a device fuses it with the subtraction
     cannot matter.
     """
-    moved = base.to(torch.float64) - total.to(torch.float64) * (2.0**quantum)
-    out.copy_(moved.to(torch.float32))
+    parts = (torch.split(x.view(-1), _CHUNK) for x in (base, total, out))
+    for base_part, total_part, out_part in zip(*parts, strict=True):
+        moved = base_part.to(torch.float64) - total_part.to(torch.float64) * (2.0**quantum)
+        out_part.copy_(moved.to(torch.float32))
 
 
 class Sums:
