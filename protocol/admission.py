@@ -12,7 +12,6 @@ from protocol.core import Core
 from protocol.entries import Admission, Card, Cause, Departure, Token, leave_bytes
 from protocol.errors import RemoteError
 from protocol.ids import ID_BYTES, Millis, PeerId
-from protocol.ledger import LEAVE_VALID_ROUNDS
 from protocol.messages import Evidence, Hello, Join, Leave, Refused, Welcome
 
 _PENDING_MAX: Final = 256
@@ -115,7 +114,8 @@ class Admissions:
         if seat is None or message.peer in self._leaves or message.peer == core.me:
             return
         departure = Departure(seat, Cause.LEFT, message.round, message.signature)
-        if message.round > core.head.round + 1:
+        may_leave = core.head.roster.may_leave(message.peer, message.round, core.head.round)
+        if not may_leave or message.round > core.head.round + 1:
             return
         if not core.keys.verify(
             message.peer, leave_bytes(core.run, message.peer, message.round), message.signature
@@ -139,7 +139,8 @@ class Admissions:
             elif core.is_member:
                 self._pass_on(Join(admission.card, admission.token))
         for peer, departure in list(self._leaves.items()):
-            if peer not in roster or core.head.round >= departure.round + LEAVE_VALID_ROUNDS:
+            may_leave = roster.may_leave(peer, departure.round, core.head.round)
+            if peer not in roster or not may_leave:
                 del self._leaves[peer]
             elif core.is_member:
                 self._pass_on(Leave(peer, departure.round, departure.proof))

@@ -12,12 +12,16 @@ from protocol.core import Core
 from protocol.entries import Entry
 from protocol.errors import RemoteError
 from protocol.events import ServeEntries
-from protocol.ids import ID_BYTES, Millis, PeerId
-from protocol.ledger import Step, head_is_better
+from protocol.ids import ID_BYTES, Hash, Millis, PeerId
+from protocol.ledger import Mark, Step, head_is_better
 from protocol.messages import Entries, EntriesRequest, Evidence, Head, Locator
+from protocol.ration import Ration
 from protocol.rules import Quorum
 
 _EVIDENCE_ROUNDS: Final = 64
+_BARREN_MAX: Final = 256
+_SERVED_BURST: Final = 32
+_SERVED_EVERY_MS: Final = 50
 
 
 class CatchUp:
@@ -28,9 +32,10 @@ class CatchUp:
         self._asked: bytes | None = None
         self._asked_until_ms = 0
         self._best: tuple[bytes, Head] | None = None  # the best head heard of that is not ours yet
-        self._seals: dict[
-            tuple[PeerId, int, bytes], Entry
-        ] = {}  # closer, round, parent -> what it sealed
+        # (closer, round, parent) -> the first entry that it sealed there, and the seal: checked.
+        self._seals: dict[tuple[PeerId, int, Hash], tuple[Hash, bytes]] = {}
+        self._barren: dict[bytes, int] = {}  # promised a better chain and sent nothing; until when
+        self._served = Ration(_SERVED_BURST, _SERVED_EVERY_MS)
         self.guilty: dict[PeerId, Evidence] = {}
 
     @property
@@ -43,6 +48,8 @@ class CatchUp:
         return self._best is not None
 
     def heard_head(self, source: bytes, head: Head) -> None:
+        if self._is_barren(source):
+            return
         if head_is_better(head, self._core.ledger.summary()):
             if self._best is None or head_is_better(head, self._best[1]):
                 self._best = (source, head)
@@ -66,8 +73,10 @@ class CatchUp:
         core = self._core
         if self._asked is not None or len(source) != ID_BYTES or source == core.me:
             return
+        if self._is_barren(source):
+            return
         self._asked = source
-        self._asked_until_ms = core.now + 4 * core.rules.ping_timeout_ms
+        self._asked_until_ms = core.now + self._patience_ms
         locators = core.ledger.locators(core.rules.locators_max - 1)
         tip = core.ledger.branch_tip()
         if tip is not None:
@@ -77,50 +86,77 @@ class CatchUp:
     def on_request(self, sender: bytes, message: EntriesRequest) -> None:
         if len(message.locators) > self._core.rules.locators_max:
             raise RemoteError("too many locators")
-        self._core.out.append(ServeEntries(PeerId(sender), message.locators))
+        if self._served.take(sender, self._core.now):
+            self._core.out.append(ServeEntries(PeerId(sender), message.locators))
 
     def on_entries(self, sender: bytes, message: Entries) -> None:
-        if sender == self._asked:
+        was_asked = sender == self._asked
+        if was_asked:
             self._asked = None
-        if message.entries:
-            self.offer(message.entries)
-        if self._best is not None and not head_is_better(
-            self._best[1], self._core.ledger.summary()
-        ):
-            self._best = None
+        before = self._place()
+        try:
+            if message.entries:
+                self.offer(message.entries)
+        finally:
+            ours = self._core.ledger.summary()
+            if was_asked and self._place() == before and head_is_better(message.head, ours):
+                self._distrust(sender)
+            if self._best is not None and not head_is_better(self._best[1], ours):
+                self._best = None
         if message.entries:
             self.heard_head(sender, message.head)
 
+    @property
+    def _patience_ms(self) -> int:
+        return 4 * self._core.rules.ping_timeout_ms
+
+    def _place(self) -> tuple[Mark, Mark | None]:
+        """Moves whenever entries bring something new."""
+        return self._core.ledger.head, self._core.ledger.branch_tip()
+
+    def _distrust(self, source: bytes) -> None:
+        """It says that it is ahead and has nothing to show: for a while it is not believed."""
+        self._barren.pop(source, None)
+        self._barren[source] = self._core.now + self._patience_ms
+        while len(self._barren) > _BARREN_MAX:
+            del self._barren[next(iter(self._barren))]
+        if self._best is not None and self._best[0] == source:
+            self._best = None
+
+    def _is_barren(self, source: bytes) -> bool:
+        return self._barren.get(source, 0) > self._core.now
+
     def offer(self, entries: tuple[Entry, ...]) -> None:
-        for entry in entries:
-            self._watch(entry)
+        """Raises RemoteError for a bad entry, once those before it have taken effect."""
         ledger = self._core.ledger
         may_switch = self._core.rules.quorum is Quorum.ANY
-        self._advance(ledger.offer(entries, may_switch=may_switch))
+        step = ledger.offer(entries, may_switch=may_switch)
+        self._advance(step)
+        for entry in entries:
+            self.watch(entry)
+        if step.fault is not None:
+            raise step.fault
 
-    def _watch(self, entry: Entry) -> None:
-        """Two different entries sealed by one closer for one round and parent end its membership."""
+    def watch(self, entry: Entry) -> None:
+        """Two different entries by one closer for one round and parent end its membership."""
         core = self._core
         mark = core.ledger.mark_at(entry.round)
         if mark is None or mark.hash != entry.body.parent:
             return
-        if (
-            entry.body.closer >= len(mark.roster)
-            or entry.round < core.head.round - _EVIDENCE_ROUNDS
-        ):
+        if entry.round < core.head.round - _EVIDENCE_ROUNDS:
             return
-        closer = mark.roster.members[entry.body.closer]
-        other = self._seals.setdefault((closer, entry.round, mark.hash), entry)
-        if other.hash != entry.hash:
-            core.judge.follow(mark, entry)  # raises unless the seal is real
-            pair = (entry.round, mark.hash, other.hash, other.seal, entry.hash, entry.seal)
-            self._convict(Evidence(closer, *pair))
+        try:
+            closer = core.judge.check_seal(mark, entry)
+        except RemoteError:
+            return  # a forgery proves nothing about whom it names
+        key = closer, entry.round, mark.hash
+        first, seal = self._seals.setdefault(key, (entry.hash, entry.seal))
+        if first != entry.hash:
+            self._convict(
+                Evidence(closer, entry.round, mark.hash, first, seal, entry.hash, entry.seal)
+            )
         while len(self._seals) > _EVIDENCE_ROUNDS:
             del self._seals[next(iter(self._seals))]
-
-    def saw(self, entry: Entry) -> None:
-        """Remember who sealed what has joined the chain."""
-        self._watch(entry)
 
     def on_evidence(self, message: Evidence) -> None:
         core = self._core

@@ -7,7 +7,7 @@ to find where two chains part, and it does not grow with the number of rounds (P
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.codec import encode_entry
@@ -35,7 +35,6 @@ from protocol.rules import Rules
 
 RECENT: Final = 256
 _SWEEP: Final = 64  # marks are thinned out every so many rounds
-LEAVE_VALID_ROUNDS: Final = 64
 BRANCH_MAX: Final = 100_000
 
 Weigh = Callable[[bytes], int]
@@ -93,16 +92,24 @@ class Judge:
         return after
 
     def _check(self, mark: Mark, entry: Entry) -> int:
-        body, roster = entry.body, mark.roster
+        body = entry.body
         if body.round != mark.round or body.parent != mark.hash:
             raise RemoteError(f"entry {body.round} does not follow")
-        if len(entry.raw) > ENTRY_BYTES_MAX or body.closer >= len(roster):
+        if len(entry.raw) > ENTRY_BYTES_MAX:
             raise RemoteError("entry out of bounds")
-        seal = seal_bytes(self.run, body.round, body.parent, entry.hash)
-        if not self._keys.verify(roster.members[body.closer], seal, entry.seal):
-            raise RemoteError(f"entry {body.round} has a false seal")
+        self.check_seal(mark, entry)
         self._check_changes(mark, body)
         return self._check_lines(mark, entry)
+
+    def check_seal(self, mark: Mark, entry: Entry) -> PeerId:
+        """Who sealed `entry`, a member at `mark`."""
+        body, members = entry.body, mark.roster.members
+        if body.closer >= len(members):
+            raise RemoteError("an entry that was closed by nobody")
+        seal = seal_bytes(self.run, body.round, body.parent, entry.hash)
+        if not self._keys.verify(members[body.closer], seal, entry.seal):
+            raise RemoteError(f"entry {body.round} has a false seal")
+        return members[body.closer]
 
     def _check_lines(self, mark: Mark, entry: Entry) -> int:
         body, members = entry.body, mark.roster.members
@@ -120,7 +127,7 @@ class Judge:
         return weight
 
     def weigh_payload(self, payload: bytes) -> int:
-        """Work in a payload, at least 1. Raises RemoteError for bytes that the method cannot merge."""
+        """Work in a payload, at least 1. Raises RemoteError for bytes that no method can merge."""
         if len(payload) > self.rules.payload_bytes_max:
             raise RemoteError(f"payload of {len(payload)} bytes")
         try:
@@ -165,9 +172,11 @@ class Judge:
             raise RemoteError("a departure of nobody")
         peer = mark.roster.members[departure.seat]
         if departure.cause is Cause.LEFT:
-            recent = departure.round <= mark.round < departure.round + LEAVE_VALID_ROUNDS
+            may_leave = mark.roster.may_leave(peer, departure.round, mark.round)
             notice = leave_bytes(self.run, peer, departure.round)
-            if not recent or not self._keys.verify(peer, notice, departure.proof):
+            if departure.round > mark.round or not may_leave:
+                raise RemoteError("a notice of leaving that has lapsed or not begun")
+            if not self._keys.verify(peer, notice, departure.proof):
                 raise RemoteError("a notice of leaving that does not hold")
         elif departure.cause is Cause.EQUIVOCATED:
             self.check_equivocation(peer, departure)
@@ -211,12 +220,6 @@ class Ledger:
     def summary(self) -> Head:
         return Head(self.head.round, self.head.weight, self.head.hash[:8])
 
-    def has(self, entry: Hash) -> bool:
-        """Is this hash a known place on the chain? (Old entries that have no mark any more are not
-        known.)
-        """
-        return any(mark.hash == entry for mark in self._marks.values())
-
     def mark_at(self, round: int) -> Mark | None:
         return self._marks.get(round)
 
@@ -230,7 +233,7 @@ class Ledger:
             if len(chosen) > 8:
                 step *= 2
             index += step
-        if chosen[-1] != 0:
+        if not chosen or chosen[-1] != 0:
             chosen.append(0)
         return tuple(Locator(round, self._marks[round].hash) for round in chosen)
 
@@ -247,59 +250,67 @@ class Ledger:
         it.
 
         A branch is kept to itself until it is the heavier one (ties by the smaller hash); then the
-        chain switches.
+        chain switches. What came before a bad entry counts; `Step.fault` says what was wrong.
         """
-        writes: list[Write] = []
-        appended: list[Entry] = []
-        switched_from: Mark | None = None
-        fork_round: int | None = None
-        for entry in entries:
-            if entry.body.parent == self.head.hash:
-                writes += self.extend(entry)
-                appended.append(entry)
-                continue
-            known = self._marks.get(entry.round + 1)
-            if known is not None and known.hash == entry.hash:
-                continue
-            if not may_switch:
-                if entry.round >= self.head.round:
-                    raise RemoteError(f"entry {entry.round} does not follow what is committed here")
-                continue
-            tip = self._branch[-1] if self._branch else None
-            if tip is None or entry.body.parent != tip.hash:
-                root = self._marks.get(entry.round)
-                if root is None or root.hash != entry.body.parent:
-                    if any(mark.hash == entry.hash for mark in self._branch):
-                        continue
-                    raise RemoteError(f"entry {entry.round} follows nothing that is known here")
-                self._branch, self._branch_root, tip = [], root, root
-            if len(self._branch) >= BRANCH_MAX:
-                raise RemoteError("a branch that is too long")
+        step = Step()
+        try:
+            for entry in entries:
+                self._offer_one(entry, step, may_switch=may_switch)
+        except RemoteError as error:
+            step.fault = error
+        return step
+
+    def _offer_one(self, entry: Entry, step: "Step", *, may_switch: bool) -> None:
+        if entry.body.parent == self.head.hash:
+            step.writes += self.extend(entry)
+            step.last = entry
+            if step.switched_from is None:
+                step.appended.append(entry)
+            return
+        known = self._marks.get(entry.round + 1)
+        if known is not None and known.hash == entry.hash:
+            return
+        if not may_switch:
+            if entry.round >= self.head.round:
+                raise RemoteError(f"entry {entry.round} does not follow what is committed here")
+            return
+        tip = self._branch[-1] if self._branch else None
+        if tip is None or entry.body.parent != tip.hash:
+            if any(mark.hash == entry.hash for mark in self._branch):
+                return
+            tip = self._marks.get(entry.round)
+            if tip is None or tip.hash != entry.body.parent:
+                raise RemoteError(f"entry {entry.round} follows nothing that is known here")
+            after = self.judge.follow(tip, entry)
+            self._branch, self._branch_root = [after], tip
+        elif len(self._branch) >= BRANCH_MAX:
+            raise RemoteError("a branch that is too long")
+        else:
             self._branch.append(self.judge.follow(tip, entry))
-            writes.append(_keep(entry))
-            if heavier(self._branch[-1], self.head):
-                assert self._branch_root is not None
-                root_round = self._branch_root.round
-                switched_from = switched_from or self.head
-                fork_round = root_round if fork_round is None else min(fork_round, root_round)
-                writes += self._switch()
-        return Step(writes, [] if switched_from else appended, switched_from, fork_round)
+        step.writes.append(_keep(entry))
+        if heavier(self._branch[-1], self.head):
+            self._switch(step)
+            step.last = entry
 
     def branch_tip(self) -> Mark | None:
         return self._branch[-1] if self._branch else None
 
-    def _switch(self) -> list[Write]:
+    def _switch(self, step: "Step") -> None:
         assert self._branch_root is not None
         root, branch = self._branch_root, self._branch
-        writes = [
+        step.switched_from = step.switched_from or self.head
+        earlier = root.round if step.fork_round is None else step.fork_round
+        step.fork_round = min(root.round, earlier)
+        step.appended.clear()
+        step.writes += [
             Write("chain", round_key(round), None) for round in range(root.round, self.head.round)
         ]
         for round in [round for round in self._marks if round > root.round]:
             del self._marks[round]
-            writes.append(Write("marks", round_key(round), None))
+            step.writes.append(Write("marks", round_key(round), None))
         self._branch, self._branch_root = [], None
         self.head = branch[-1]
-        return writes + self._advance(branch)
+        step.writes += self._advance(branch)
 
     def _advance(self, marks: list[Mark]) -> list[Write]:
         writes: list[Write] = []
@@ -315,7 +326,7 @@ class Ledger:
         return writes
 
     def _thin_out(self) -> list[Write]:
-        """A mark that is RECENT * 2^k rounds old stays only if its round is a multiple of 2^(k+1)."""
+        """A mark RECENT * 2^k rounds old stays only if its round is a multiple of 2^(k+1)."""
         writes: list[Write] = []
         for round in sorted(self._marks):
             octaves = ((self.head.round - round) // RECENT).bit_length()
@@ -325,16 +336,16 @@ class Ledger:
         return writes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step:
     """What came of offered entries."""
 
-    writes: list[Write]
-    appended: list[Entry]  # apply these, in order (after the switch, if there was one: none)
-    switched_from: (
-        Mark | None
-    )  # the chain switched: rebuild the state at the head; this was the head before
-    fork_round: int | None  # the first round that differs
+    writes: list[Write] = field(default_factory=list)
+    appended: list[Entry] = field(default_factory=list)  # apply in order; none if it switched
+    switched_from: Mark | None = None  # the head before the chain switched: rebuild the state
+    fork_round: int | None = None  # the first round that differs
+    last: Entry | None = None  # the newest entry of the chain, if it moved
+    fault: RemoteError | None = None  # an entry did not hold, and what followed was not looked at
 
 
 def heavier(one: Mark, other: Mark) -> bool:

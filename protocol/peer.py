@@ -414,14 +414,16 @@ class Peer:
 
     def _adopt(self, entry: Entry) -> None:
         """An entry that counts follows our head."""
-        self._catchup.saw(entry)
-        self._advance(Step(self._core.ledger.extend(entry), [entry], None, None))
+        writes = self._core.ledger.extend(entry)
+        self._catchup.watch(entry)
+        self._advance(Step(writes, [entry], last=entry))
 
     def _advance(self, step: Step) -> None:
         core = self._core
         if step.switched_from is not None:
             assert step.fork_round is not None
             core.save(step.writes)
+            self._closing.last = step.last
             self._switched(step.switched_from, step.fork_round)
         elif step.appended:
             self._append(step)

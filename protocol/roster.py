@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Final
 
-from protocol.entries import Admission, Body, Cause, Departure
+from protocol.entries import Admission, Body, Cause
 from protocol.ids import Hash, PeerId, digest
 
+LEAVE_VALID_ROUNDS: Final = 64  # a notice of leaving is listed within so many rounds, or lapses
 ALUMNI_MAX: Final = 4_096
 BANNED_MAX: Final = 4_096
 
@@ -19,17 +20,19 @@ BANNED_MAX: Final = 4_096
 class Roster:
     """Immutable. Equal rosters hash equal: what is computed from one is found for another."""
 
-    __slots__ = ("__dict__", "alumni", "banned", "members")
+    __slots__ = ("__dict__", "alumni", "banned", "members", "newcomers")
 
     def __init__(
         self,
         members: Iterable[PeerId],
         alumni: tuple[PeerId, ...] = (),  # oldest first
         banned: tuple[PeerId, ...] = (),
+        newcomers: tuple[tuple[PeerId, int], ...] = (),  # who joined lately, and its first round
     ) -> None:
         self.members: tuple[PeerId, ...] = tuple(sorted(members))
         self.alumni = alumni
         self.banned = banned
+        self.newcomers = newcomers
 
     def __len__(self) -> int:
         return len(self.members)
@@ -49,8 +52,12 @@ class Roster:
 
     @cached_property
     def hash(self) -> Hash:
-        parts = [b"".join(part) for part in (self.members, self.alumni, self.banned)]
-        return digest("roster", *parts)
+        return digest("roster", *map(b"".join, self._parts))
+
+    @property
+    def _parts(self) -> tuple[tuple[bytes, ...], ...]:
+        newcomers = tuple(peer + first.to_bytes(8, "big") for peer, first in self.newcomers)
+        return self.members, self.alumni, self.banned, newcomers
 
     @property
     def majority(self) -> int:
@@ -74,13 +81,27 @@ class Roster:
             if departure.cause is Cause.EQUIVOCATED
         }
         new = [admission.card.peer for admission in body.admissions]
+        oldest = body.round - LEAVE_VALID_ROUNDS
+        newcomers = [(p, first) for p, first in self.newcomers if first > oldest and p not in gone]
+        newcomers += [(peer, body.round + 1) for peer in new]
         alumni = [peer for peer in self.alumni if peer not in new]
         alumni += sorted(gone - liars)
         return Roster(
             [peer for peer in self.members if peer not in gone] + new,
             tuple(alumni[-ALUMNI_MAX:]),
             (*self.banned, *sorted(liars))[-BANNED_MAX:],
+            tuple(newcomers),
         )
+
+    def joined_at(self, peer: PeerId) -> int:
+        """The first round of a member's present membership, as far as it matters: else 0."""
+        return next((first for newcomer, first in self.newcomers if newcomer == peer), 0)
+
+    def may_leave(self, peer: PeerId, notice: int, round: int) -> bool:
+        """Does a notice that names round `notice` end a membership at `round`? Old ones lapse, and
+        none outlives the membership that it was given in.
+        """
+        return max(self.joined_at(peer), round - LEAVE_VALID_ROUNDS + 1) <= notice
 
     def may_join(self, admission: Admission) -> bool:
         """By the ledger alone: signatures and dates are checked elsewhere."""
@@ -91,18 +112,22 @@ class Roster:
             peer in self.alumni if admission.token is None else self.knows(admission.token.minter)
         )
 
-    def may_leave(self, departure: Departure) -> bool:
-        return departure.seat < len(self.members)
-
     def encode(self) -> bytes:
-        counts = (len(part).to_bytes(4, "big") for part in (self.members, self.alumni, self.banned))
-        return b"".join(counts) + b"".join((*self.members, *self.alumni, *self.banned))
+        counts = (len(part).to_bytes(4, "big") for part in self._parts)
+        return b"".join(counts) + b"".join(b"".join(part) for part in self._parts)
 
     @classmethod
     def decode(cls, raw: bytes) -> "Roster":
         """What `encode` made; this is our own disk, not the wire."""
-        counts = [int.from_bytes(raw[at : at + 4], "big") for at in (0, 4, 8)]
-        peers = [PeerId(raw[at : at + 32]) for at in range(12, len(raw), 32)]
-        assert len(peers) == sum(counts), "a roster's record is damaged"
+        counts = [int.from_bytes(raw[at : at + 4], "big") for at in (0, 4, 8, 12)]
+        assert len(raw) == 16 + 32 * sum(counts[:3]) + 40 * counts[3], "a damaged roster"
+        end = len(raw) - 40 * counts[3]
+        peers = [PeerId(raw[at : at + 32]) for at in range(16, end, 32)]
+        late = [raw[at : at + 40] for at in range(end, len(raw), 40)]
         first, second = counts[0], counts[0] + counts[1]
-        return cls(peers[:first], tuple(peers[first:second]), tuple(peers[second:]))
+        return cls(
+            peers[:first],
+            tuple(peers[first:second]),
+            tuple(peers[second:]),
+            tuple((PeerId(item[:32]), int.from_bytes(item[32:], "big")) for item in late),
+        )
