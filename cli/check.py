@@ -28,8 +28,9 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Validate a run file; say parameters, memory, and bytes per round, measured on this machine."""
-    from cli.options import node_config
     from node.config import load_run_file
+
+    from cli.options import node_config
 
     run_file = load_run_file(config)
     facts: dict[str, Any] = {"file": str(config), "name": run_file.name, "valid": True}

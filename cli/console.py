@@ -1,4 +1,6 @@
-"""What commands share: exit codes, errors, tables, options. Data goes to stdout, everything else to stderr."""
+"""What commands share: exit codes, errors, tables, options. Data goes to stdout, everything else to
+stderr.
+"""
 
 import json
 import sys

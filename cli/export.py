@@ -22,10 +22,11 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write what a peer's ledger makes of the base model. The peer may be running."""
-    from cli.rebuilt import open_home
     from node.errors import UserError
     from node.patch import write_patch
     from node.training import weights
+
+    from cli.rebuilt import open_home
 
     teller = Teller()
     rebuilt = open_home(home, model, data, teller)

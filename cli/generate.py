@@ -19,8 +19,9 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Rebuild the model from a peer's ledger (which may be running) and let it write."""
-    from cli.rebuilt import open_home
     from node.training.generate import generate as write
+
+    from cli.rebuilt import open_home
 
     rebuilt = open_home(home, model, data, Teller())
     pieces = write(

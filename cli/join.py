@@ -38,7 +38,6 @@ def join(
     data: DataOption = None,
 ) -> None:
     """Join a run and train. Started again, it goes on; then the invite may be left out."""
-    from cli.options import node_config
     from node.compose import Node, Plan
     from node.config import NodeConfig, load_node_config
     from node.errors import ConfigError
@@ -46,6 +45,8 @@ def join(
     from protocol.errors import RemoteError
     from protocol.ids import short
     from protocol.invites import decode_invite
+
+    from cli.options import node_config
 
     text = invite or (_read_when_there(invite_file, wait) if invite_file is not None else None)
     try:
@@ -73,8 +74,9 @@ def join(
 
 
 def _read_when_there(path: Path, wait_s: float) -> str:
-    from cli.console import say
     from node.errors import UserError
+
+    from cli.console import say
 
     end, told = time.monotonic() + wait_s, 0.0
     while True:

@@ -31,10 +31,11 @@ def start(
     ] = None,
 ) -> None:
     """Found a run and train; others join with the invite it prints. Started again, it goes on."""
-    from cli.options import node_config
     from node.compose import Node, Plan
     from node.config import load_run_file
     from node.homes import default_home
+
+    from cli.options import node_config
 
     run_file = load_run_file(config)
     settings = node_config(

@@ -1,6 +1,7 @@
 """From nothing to a run: found one, or knock at somebody's door with an invite.
 
-What is agreed is kept in the peer's home (`meta`): the manifest's bytes, the door's secret, the token that we came with.
+What is agreed is kept in the peer's home (`meta`): the manifest's bytes, the door's secret, the
+token that we came with.
 """
 
 import os

@@ -1,4 +1,6 @@
-"""A model, its data and a method, put together the way a manifest says and this machine's settings allow."""
+"""A model, its data and a method, put together the way a manifest says and this machine's settings
+allow.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +12,8 @@ from torch import Tensor
 from node.config import Manifest, NodeConfig, RunFile
 from node.errors import ConfigError, IdentityError
 from node.kernels import kernels_for
-from node.methods.registry import build_method
 from node.methods.parts.setup import Setup
+from node.methods.registry import build_method
 from node.training.data import Data, DataConfig, open_data
 from node.training.evaluate import held_out_loss
 from node.training.losses import batch_loss

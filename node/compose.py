@@ -26,7 +26,6 @@ from node.store import Store
 from node.telemetry import EventLog
 from node.transport_zmq import Inbound, ZmqTransport
 from node.worker import Place, Reports, TrainingWorker
-
 from protocol.events import Started, StopAsked
 from protocol.identity import Identity
 from protocol.ids import Hash, PeerId, short

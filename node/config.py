@@ -1,7 +1,7 @@
 """A run file: what all peers agree on, and what is this machine's own business.
 
-`[model] [data] [method] [rules]` become the manifest, whose hash names the run. `[node]` stays on this machine and is
-never hashed. Unknown keys are refused, with the nearest known one.
+`[model] [data] [method] [rules]` become the manifest, whose hash names the run. `[node]` stays on
+this machine and is never hashed. Unknown keys are refused, with the nearest known one.
 """
 
 import difflib

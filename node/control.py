@@ -1,4 +1,6 @@
-"""How the command line talks to a running peer: one JSON line each way, over a Unix socket in its home."""
+"""How the command line talks to a running peer: one JSON line each way, over a Unix socket in its
+home.
+"""
 
 import asyncio
 import json

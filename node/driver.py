@@ -1,7 +1,7 @@
 """The daemon's loop: wait for an event or a deadline, ask the peer, do what it wants.
 
-One thread, on uvloop, owns the protocol and the disk; the transport and the trainer have threads of their own and post
-events here. Nothing in this file knows what state the protocol is in.
+One thread, on uvloop, owns the protocol and the disk; the transport and the trainer have threads of
+their own and post events here. Nothing in this file knows what state the protocol is in.
 """
 
 import asyncio

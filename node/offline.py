@@ -1,4 +1,6 @@
-"""A run's model without its daemon: read a home's ledger, which may be in use, and rebuild the state from it."""
+"""A run's model without its daemon: read a home's ledger, which may be in use, and rebuild the
+state from it.
+"""
 
 import json
 import sqlite3

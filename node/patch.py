@@ -1,8 +1,10 @@
-"""A fine-tune as a small file: the manifest, which names the base model, and the ledger, which is the difference.
+"""A fine-tune as a small file: the manifest, which names the base model, and the ledger, which is
+the difference.
 
-The file is a magic line, then Zstandard-compressed msgpack: the manifest's bytes, the entries' bodies in order, and the
-state digest at their end. Bodies chain by hash from the run id on, so a changed byte anywhere is found before a weight
-is touched; what comes out is compared with the digest.
+The file is a magic line, then Zstandard-compressed msgpack: the manifest's bytes, the entries'
+bodies in order, and the state digest at their end. Bodies chain by hash from the run id on, so a
+changed byte anywhere is found before a weight is touched; what comes out is compared with the
+digest.
 """
 
 from collections.abc import Iterable, Iterator

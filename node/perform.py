@@ -38,7 +38,9 @@ class Shell:
 
 
 def perform(effects: Iterable[Effect], shell: Shell) -> None:
-    """Errors of the ports (a full disk, say) leave the remaining effects undone: the process must then end."""
+    """Errors of the ports (a full disk, say) leave the remaining effects undone: the process must
+    then end.
+    """
     for effect in effects:
         match effect:
             case Send():

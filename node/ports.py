@@ -1,4 +1,6 @@
-"""The doors between the protocol's wishes and the world. The daemon and the simulator differ only in what is behind."""
+"""The doors between the protocol's wishes and the world. The daemon and the simulator differ only
+in what is behind.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -32,7 +34,9 @@ class Disk(Protocol):
 
 
 class Worker(Protocol):
-    """Holds the replicated state. Commands are done in the order given; results come back as events."""
+    """Holds the replicated state. Commands are done in the order given; results come back as
+    events.
+    """
 
     def start_work(self, task: StartWork) -> None: ...
 

@@ -1,7 +1,8 @@
-"""The replicated state at one place on the chain, and how it moves: entry by entry, or back and on again.
+"""The replicated state at one place on the chain, and how it moves: entry by entry, or back and on
+again.
 
-The trainer's thread uses it while a peer runs; `peer export`, `peer generate` and `peer apply` use it alone, because
-the ledger is the model.
+The trainer's thread uses it while a peer runs; `peer export`, `peer generate` and `peer apply` use
+it alone, because the ledger is the model.
 """
 
 import time

@@ -1,4 +1,6 @@
-"""What a person sees of a running peer: only what was measured; the rest is None, and shown as "unknown"."""
+"""What a person sees of a running peer: only what was measured; the rest is None, and shown as
+"unknown".
+"""
 
 import time
 from collections import deque
@@ -11,6 +13,7 @@ from node.telemetry import Rates
 from protocol.entries import Entry
 
 _CURVE_MAX = 10_000
+_STATES_KEPT = 64
 
 
 @dataclass(slots=True)
@@ -28,6 +31,7 @@ class Stats:
     state: int | None = None
     state_round: int | None = None
     activity: str = "starting"
+    states: dict[int, str] = field(default_factory=dict)  # digests of the last rounds
     mismatches: int = 0
     switches: int = 0
     late: int = 0
@@ -56,6 +60,9 @@ class Stats:
 
     def applied(self, round: int, state: int) -> None:
         self.state, self.state_round = state, round
+        self.states[round] = f"{state:016x}"
+        while len(self.states) > _STATES_KEPT:
+            del self.states[next(iter(self.states))]
 
     def traffic(self, bytes_in: int, bytes_out: int) -> None:
         """Totals so far."""

@@ -1,7 +1,7 @@
 """The trainer's thread: it owns the replicated state, and does what the protocol wishes, in order.
 
-Work is interrupted as soon as an entry for its round is at hand, so a slow peer keeps pace with the ledger. The state
-is put on disk now and then, as seldom as its cost demands.
+Work is interrupted as soon as an entry for its round is at hand, so a slow peer keeps pace with the
+ledger. The state is put on disk now and then, as seldom as its cost demands.
 """
 
 import queue
