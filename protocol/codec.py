@@ -143,6 +143,11 @@ def encode(message: Message) -> bytes:
     return bytes((VERSION, number)) + bytes(msgpack.packb(_KINDS[number][1].write(message)))
 
 
+def kind_of(frame: bytes) -> type:
+    """What class of message `encode` made this frame from."""
+    return _KINDS[frame[1]][0]
+
+
 def decode(frame: bytes) -> Message:
     """The message in a frame. Raises RemoteError for anything that is not exactly one."""
     if len(frame) > FRAME_BYTES_MAX:

@@ -105,11 +105,7 @@ def assert_live(world: World, rounds: int = 3, most_ms: float = 900_000) -> None
         peers = [who.peer for who in world.up()]
         heads = {peer.ledger.head.hash for peer in peers}
         on = all(peer.is_member and peer.ledger.head.round >= start + rounds for peer in peers)
-        return (
-            on
-            and len(heads) == 1
-            and len({who.worker.state for who in world.up() if who.worker}) == 1
-        )
+        return on and len(heads) == 1 and len({who.state for who in world.up()}) == 1
 
     if not world.run_until(together, most_ms):
         heads = [

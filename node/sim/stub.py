@@ -87,25 +87,29 @@ class StubWorker:
         self._work_ms, self._later = work_ms, later
         self.state = 0
         self.pending: dict[bytes, None] = {}
-        self._merged: set[Hash] = set()  # the entries that the state is made of
+        self.merged: set[Hash] = set()  # the entries that the state is made of
         self.made: list[bytes] = []
-        self._task: StartWork | None = None
+        self._offered: tuple[bytes, ...] = ()  # in the newest payload
 
     def start_work(self, task: StartWork) -> None:
-        self._task = task
         count = self._payloads.units_per_round
         new = [self._chance.randbytes(NAME_BYTES) for _ in range(count)]
-        payload = self._payloads.join([*new, *self.pending])
+        self._offered = (*new, *self.pending)
+        payload = self._payloads.join(self._offered)
         done = WorkDone(task.round, task.parent, self.state, payload, 1.0, None)
         self.made += new
         self._later(self._work_ms(), done)
+
+    def in_hand(self) -> set[bytes]:
+        """Units that may still be committed, and some that are."""
+        return {*self._offered, *self.pending}
 
     def stop_work(self) -> None:
         """Work in the simulator is a delay that ends by itself."""
 
     def give_back(self, round: int, payload: bytes) -> None:
         for unit in self._payloads.units(payload):
-            if not self._commits.committed(unit, self._merged):
+            if not self._commits.committed(unit, self.merged):
                 self.pending[unit] = None
 
     def apply(self, task: Apply) -> None:
@@ -115,13 +119,13 @@ class StubWorker:
     def _merge(self, entry: Entry) -> None:
         self.state = next_state(self.state, entry)
         self._commits.learn(entry)
-        self._merged.add(entry.hash)
+        self.merged.add(entry.hash)
         for unit in [unit for unit in self.pending if self._commits.committed(unit, {entry.hash})]:
             del self.pending[unit]
 
     def rebuild(self, task: Rebuild) -> None:
         self.state = 0
-        self._merged.clear()
+        self.merged.clear()
         for _, name in self._disk.scan("chain", round_key(0)):
             entry = entry_named(self._disk, Hash(name))
             assert entry is not None, "the chain names an entry that is not on disk"

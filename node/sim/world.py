@@ -6,6 +6,7 @@ the real codec, every effect through the real `perform`. A peer that crashes los
 
 import heapq
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -113,6 +114,12 @@ class SimPeer:
     def up(self) -> bool:
         return self.shell is not None
 
+    @property
+    def state(self) -> int:
+        """The digest of what has been merged."""
+        assert self.worker is not None, f"{self.name} is down"
+        return self.worker.state
+
 
 class World:
     """A swarm. Peers are called p0, p1, ...; `founders` of them are members from the start, the
@@ -128,6 +135,7 @@ class World:
         founders: int | None = None,
         work_ms: Callable[[random.Random, float], float] | None = None,
         payloads: Payloads | None = None,
+        own_links: Sequence[Link] = (),  # one for each peer; none: all have `link`
     ) -> None:
         self.chance = random.Random(seed)
         self.rules = rules or Rules(window_ms=1_000, deadline_ceiling_ms=3_000)
@@ -136,7 +144,9 @@ class World:
         self.events = 0
         self.notes: list[tuple[float, str, Note]] = []
         self.keep_notes = True
+        self.counts: Counter[str] = Counter()  # notes by event, kept or not
         self.on_event: Callable[[SimPeer], None] = lambda peer: None
+        self.on_frame: Callable[[bytes], None] = lambda frame: None
         self._heap: list[tuple[float, int, SimPeer, int, Event | None]] = []
         self._sequence = 0
         self._work_ms = work_ms or (lambda chance, window: window * (0.9 + 0.2 * chance.random()))
@@ -148,6 +158,8 @@ class World:
         self.run = RunId(digest("run", self._manifest))
         names = [f"p{number}" for number in range(peers)]
         ids = {name: PeerId(digest("stub peer", self.run, name.encode())) for name in names}
+        assert len(own_links) in (0, peers), "one link for each peer, or none"
+        self.network.own_links = dict(zip(ids.values(), own_links, strict=False))
         first = names[: founders or peers]
         self._founders = [ids[name] for name in first]
         self.judge = Judge(self.run, self.rules, StubKeys(self._founders[0]), self.payloads.weigh)
@@ -247,6 +259,7 @@ class World:
         heapq.heappush(self._heap, (at_ms, self._sequence, who, life, event))
 
     def post(self, sender: PeerId, to: PeerId, data: bytes) -> None:
+        self.on_frame(data)
         receiver = self.by_id.get(to)
         for at_ms in self.network.arrivals(sender, to, len(data), self.now_ms):
             if receiver is not None:
@@ -341,6 +354,7 @@ class _SimWatcher:
         self._world, self._who = world, who
 
     def note(self, note: Note) -> None:
+        self._world.counts[note.event] += 1
         if self._world.keep_notes:
             self._world.notes.append((self._world.now_ms, self._who.name, note))
 
