@@ -1,7 +1,7 @@
 """`peer apply`: a fine-tuned model from its base and a patch."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,7 +50,7 @@ def apply(
     workshop.check_model(read.manifest)
     apply_patch(read, replica, lambda what, done, total: teller(f"{what} {done}/{total}"))
     weights.export(workshop.model, out)
-    facts = {
+    facts: dict[str, Any] = {
         "round": replica.round,
         "digest": f"{read.state:016x}",
         "path": str(out),
@@ -61,4 +61,4 @@ def apply(
     else:
         print(
             f"{out}: {size(facts['bytes'])}, round {facts['round']}, digest {facts['digest']} checked"
-        )  # type: ignore[arg-type]
+        )

@@ -26,7 +26,7 @@ class ExitCode(Enum):
     def __new__(cls, code: int, meaning: str) -> "ExitCode":
         member = object.__new__(cls)
         member._value_ = code
-        member.meaning = meaning  # type: ignore[attr-defined]
+        member.meaning = meaning
         return member
 
     meaning: str

@@ -160,16 +160,14 @@ class _Show:
         return f"{max(0, self._rounds - round) * per_round:.0f} s"
 
     def _line(self) -> str:
-        best = self._ahead()
+        best = self._ahead() or {}
         goal = "" if self._rounds is None else f"/{self._rounds}"
-        members = "unknown" if best is None else len(best["members"])
-        loss = None if best is None else best["heldout_loss"]
         return (
             f"{time.monotonic() - self._started:5.0f} s  round {self.round}{goal}"
-            f"  held-out {known(loss, '{:.3f}')}"
-            f"  {known(best and best['work_per_s'], '{:.0f}')} probes/s"
-            f"  {size(best and best['bytes_per_s'])}/s a peer  members {members}"
-            f"  digest {(best and best['state'] or 'unknown')[:8]}  left {self._left()}"
+            f"  held-out {known(best.get('heldout_loss'), '{:.3f}')}"
+            f"  {known(best.get('work_per_s'), '{:.0f}')} probes/s"
+            f"  {size(best.get('bytes_per_s'))}/s a peer  members {len(best['members']) if best else 'unknown'}"
+            f"  digest {(best.get('state') or 'unknown')[:8]}  left {self._left()}"
         )
 
     def _ahead(self) -> dict[str, Any] | None:

@@ -65,8 +65,11 @@ class Replica:
         self, disk: Reader, home: Path, round: int, progress: Progress, *, from_scratch: bool
     ) -> None:
         """To the place on the chain where `round` is open, as far as the chain on disk leads."""
-        if from_scratch or not self._stands_on(disk, round):
-            self._go_back(disk, home, round, from_scratch=from_scratch)
+        stands = not from_scratch and self._stands_on(disk, round)
+        least = self.round + 1 if stands else 1
+        if from_scratch or (not self._load_checkpoint(disk, home, least, round) and not stands):
+            self.method.load_replicated_state(self._initial_state())
+            self.round, self.hash = 0, Hash(self._run)
         first, told = self.round, time.monotonic()
         roster = self._roster(disk) if self.round < round else None
         while self.round < round:
@@ -82,20 +85,18 @@ class Replica:
     def _stands_on(self, disk: Reader, round_max: int) -> bool:
         return self.round <= round_max and _is_on_chain(disk, self.round, self.hash)
 
-    def _go_back(self, disk: Reader, home: Path, round_max: int, *, from_scratch: bool) -> None:
-        """To the newest checkpoint on the chain, or to the beginning."""
-        kept = [] if from_scratch else sorted(checkpoints.rounds(home), reverse=True)
-        for round in kept:
-            if not 0 < round <= round_max:
+    def _load_checkpoint(self, disk: Reader, home: Path, least: int, most: int) -> bool:
+        """The newest one on the chain, of a round from `least` to `most`."""
+        for round in sorted(checkpoints.rounds(home), reverse=True):
+            if not least <= round <= most:
                 continue
             found = checkpoints.load(home, round)
             if found is not None and _is_on_chain(disk, round, found.entry_hash):
                 self.method.load_replicated_state(found.tensors)
                 self.round, self.hash = round, Hash(found.entry_hash)
                 self._settle(disk)
-                return
-        self.method.load_replicated_state(self._initial_state())
-        self.round, self.hash = 0, Hash(self._run)
+                return True
+        return False
 
     def _settle(self, disk: Reader) -> None:
         """Tell the method which of our recent work is part of the state that was loaded."""

@@ -122,6 +122,7 @@ class Data:
             )
         self._config, self._train, self._held_out = config, train, held_out
         self.batches = len(train) // config.batch  # in one epoch
+        self.samples = len(train)
         self.private = config.private
         self.digest: bytes | None = None if config.private else _digest(train, held_out)
 
