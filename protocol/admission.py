@@ -5,15 +5,29 @@ ledger, then asks to be listed (`Join`). Members pass that on to the round's col
 entry lists it. Members that come back after being dropped need no token: the ledger remembers them.
 """
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from protocol.catchup import CatchUp
-from protocol.core import Core
-from protocol.entries import Admission, Card, Cause, Departure, Token, leave_bytes
+from protocol.core import Core, encode_card
+from protocol.entries import (
+    ENTRY_BYTES_MAX,
+    Admission,
+    Card,
+    Cause,
+    Departure,
+    Token,
+    leave_bytes,
+)
 from protocol.errors import RemoteError
 from protocol.ids import ID_BYTES, Millis, PeerId
 from protocol.messages import Evidence, Hello, Join, Leave, Refused, Welcome
 
+_T = TypeVar("_T")
+
+_CHANGES_BYTES_MAX: Final = ENTRY_BYTES_MAX // 8  # for admissions, and as much for departures
+_TOKEN_OVERHEAD: Final = 128
+_DEPARTURE_OVERHEAD: Final = 16
 _PENDING_MAX: Final = 256
 _WELCOME_CARDS: Final = 32
 _PENDING_ROUNDS: Final = 16
@@ -151,8 +165,12 @@ class Admissions:
         """What the next entry should say about members."""
         core, roster = self._core, self._core.head.roster
         room = min(core.rules.joins_per_entry_max, core.rules.members_max - len(roster))
-        admissions = [self._joins[peer][0] for peer in sorted(self._joins)]
-        admissions = [admission for admission in admissions if roster.may_join(admission)][:room]
+        waiting = [self._joins[peer][0] for peer in sorted(self._joins)]
+        admissions = self._holding(
+            waiting,
+            lambda admission: core.judge.check_admission(roster, admission),
+            _admission_bytes,
+        )
         departures: dict[int, Departure] = {}
         for peer in core.membership.dead():
             self._depart(departures, peer, Departure(0, Cause.DEAD, core.head.round, b""))
@@ -168,15 +186,41 @@ class Admissions:
                 + evidence.second_seal
             )
             self._depart(departures, peer, Departure(0, Cause.EQUIVOCATED, evidence.round, proof))
-        ordered = tuple(departures[seat] for seat in sorted(departures))
+        ordered = self._holding(
+            [departures[seat] for seat in sorted(departures)],
+            lambda departure: core.judge.check_departure(core.head, departure),
+            lambda departure: len(departure.proof) + _DEPARTURE_OVERHEAD,
+        )
         if len(ordered) >= len(roster):
-            ordered = ()  # somebody has to stay
-        return tuple(admissions), ordered
+            ordered = []  # somebody has to stay
+        return tuple(admissions[:room]), tuple(ordered)
+
+    @staticmethod
+    def _holding(
+        items: list[_T], check: Callable[[_T], None], size: Callable[[_T], int]
+    ) -> list[_T]:
+        """Those that every peer will find valid, as many as fit beside the contributions."""
+        left, found = _CHANGES_BYTES_MAX, []
+        for item in items:
+            try:
+                check(item)
+            except RemoteError:
+                continue  # true when it was heard, overtaken by what came since
+            left -= size(item)
+            if left < 0:
+                break
+            found.append(item)
+        return found
 
     def _depart(self, departures: dict[int, Departure], peer: PeerId, departure: Departure) -> None:
         seat = self._core.head.roster.seat(peer)
         if seat is not None and peer != self._core.me:
             departures[seat] = Departure(seat, departure.cause, departure.round, departure.proof)
+
+    def forget(self, peer: PeerId) -> None:
+        """`peer` is no member any more: what it asked for before is over."""
+        self._joins.pop(peer, None)
+        self._leaves.pop(peer, None)
 
     # Leaving
 
@@ -191,6 +235,10 @@ class Admissions:
         first = [peer for peer in core.collectors() if peer != core.me]
         more = core.dice.pick([peer for peer in others if peer not in first], core.rules.fanout)
         core.send(first + more, Leave(core.me, round, signature))
+
+
+def _admission_bytes(admission: Admission) -> int:
+    return len(encode_card(admission.card)) + _TOKEN_OVERHEAD
 
 
 def is_peer(source: bytes) -> bool:

@@ -15,13 +15,10 @@ from protocol.events import ServeEntries
 from protocol.ids import ID_BYTES, Hash, Millis, PeerId
 from protocol.ledger import Mark, Step, head_is_better
 from protocol.messages import Entries, EntriesRequest, Evidence, Head, Locator
-from protocol.ration import Ration
 from protocol.rules import Quorum
 
 _EVIDENCE_ROUNDS: Final = 64
 _BARREN_MAX: Final = 256
-_SERVED_BURST: Final = 32
-_SERVED_EVERY_MS: Final = 50
 
 
 class CatchUp:
@@ -35,7 +32,6 @@ class CatchUp:
         # (closer, round, parent) -> the first entry that it sealed there, and the seal: checked.
         self._seals: dict[tuple[PeerId, int, Hash], tuple[Hash, bytes]] = {}
         self._barren: dict[bytes, int] = {}  # promised a better chain and sent nothing; until when
-        self._served = Ration(_SERVED_BURST, _SERVED_EVERY_MS)
         self.guilty: dict[PeerId, Evidence] = {}
 
     @property
@@ -86,7 +82,7 @@ class CatchUp:
     def on_request(self, sender: bytes, message: EntriesRequest) -> None:
         if len(message.locators) > self._core.rules.locators_max:
             raise RemoteError("too many locators")
-        if self._served.take(sender, self._core.now):
+        if self._core.may_answer(sender):
             self._core.out.append(ServeEntries(PeerId(sender), message.locators))
 
     def on_entries(self, sender: bytes, message: Entries) -> None:

@@ -26,7 +26,7 @@ from protocol.entries import (
     entry_hash,
     seal_bytes,
 )
-from protocol.errors import RemoteError
+from protocol.errors import LocalError, RemoteError
 from protocol.events import GiveBack, StartWork, WorkDone
 from protocol.ids import Millis, PeerId
 from protocol.ledger import Mark, Write, round_key
@@ -44,6 +44,7 @@ from protocol.rounds import (
     ARRIVALS_MAX,
     ARRIVALS_MIN,
     Close,
+    ballot_due,
     children,
     deadline_after_ms,
     decide,
@@ -53,11 +54,10 @@ from protocol.rounds import (
     turn_ms,
 )
 from protocol.rules import Quorum
+from protocol.wire import scalar
 
 OUTBOX_ROUNDS: Final = 256
-_LINE_OVERHEAD: Final = (
-    128  # bytes of an entry that one line takes beside its payload, signature included
-)
+_LINE_OVERHEAD: Final = 128  # bytes of a line beside its payload, signature included
 
 
 @dataclass(slots=True)
@@ -119,9 +119,8 @@ class Closing:
         self._arrivals: deque[int] = deque(maxlen=ARRIVALS_MAX)
         self._took: deque[int] = deque(maxlen=ARRIVALS_MAX)
         self._early: dict[PeerId, Contribute] = {}  # for the round after the open one
-        self._late_opened: tuple[bytes, Millis] | None = (
-            None  # the round before: its tip, when it opened
-        )
+        # The round before: its tip, when it opened, and who of it has been heard by now.
+        self._late: tuple[bytes, Millis, set[PeerId]] | None = None
         self._returned: list[int] = []  # rounds whose payload was given back and not carried since
         self._carried = 0  # how many of those were given back before the present work began
         self._sealed: Entry | None = None  # our own seal for the open round
@@ -152,15 +151,15 @@ class Closing:
         """The chain's head moved: a new round is open."""
         core = self._core
         if self._round.mark is not core.head:
-            self._late_opened = (self._round.mark.hash[:8], self._round.opened_ms)
+            before = self._round
+            self._late = (before.mark.hash[:8], before.opened_ms, set(before.held))
             self._round = self._new_round()
             self._sealed = None
+        early, self._early = self._early, {}
         if not core.is_member:
             return
-        early, self._early = self._early, {}
         for sender, message in early.items():
-            if message.tip == core.head.hash[:8]:
-                self._hold(sender, message)
+            self._hold_early(sender, message)
         if self._round.mine is not None:
             self._contribute()
         elif not self.stopping:
@@ -171,6 +170,13 @@ class Closing:
                 )
             )
         self.advance()
+
+    def _hold_early(self, sender: PeerId, message: Contribute) -> None:
+        if message.tip == self._core.head.hash[:8]:
+            try:
+                self._hold(sender, message)
+            except RemoteError as error:
+                self._core.blame(sender, error)
 
     def _measures(self) -> bool:
         core = self._core
@@ -199,17 +205,25 @@ class Closing:
     def work_done(self, done: WorkDone) -> None:
         core, round = self._core, self._round
         if done.parent != core.head.hash or round.mine is not None or not core.is_member:
-            core.out.append(GiveBack(done.round, done.payload))
+            if done.payload:
+                core.out.append(GiveBack(done.round, done.payload))
             return
-        line = Line(0, done.payload, done.loss, done.heldout)
+        if not done.payload and self.stopping:
+            return  # it was stopped before there was anything to offer
+        try:
+            core.judge.weigh_payload(done.payload)
+        except RemoteError as error:
+            raise LocalError(f"our own work is not valid: {error}") from error
+        # A model that diverged says infinity; others could not even read that.
+        line = Line(0, done.payload, scalar(done.loss), scalar(done.heldout))
         signed = contribution_bytes(core.run, done.round, done.parent, done.state, line)
         round.mine = Contribute(
             done.round,
             done.parent[:8],
             done.state,
             done.payload,
-            done.loss,
-            done.heldout,
+            line.loss,
+            line.heldout,
             core.keys.sign(signed),
         )
         rounds, self._returned = self._returned[: self._carried], self._returned[self._carried :]
@@ -239,13 +253,17 @@ class Closing:
             raise RemoteError("a contribution from a stranger")
         if message.round > core.head.round:
             if message.round == core.head.round + 1:
+                core.judge.weigh_payload(message.payload)
                 self._early[sender] = message
             self._fall_behind(sender)
         elif message.tip == core.head.hash[:8]:
             self._hold(sender, message)
             self.advance()
-        elif self._late_opened is not None and message.tip == self._late_opened[0]:
-            self._arrivals.append(core.now - self._late_opened[1])
+        elif self._late is not None and message.tip == self._late[0]:
+            _, opened_ms, heard = self._late
+            if sender not in heard:
+                heard.add(sender)
+                self._arrivals.append(core.now - opened_ms)
         elif message.round == core.head.round:
             self._compare(sender)
 
@@ -274,8 +292,13 @@ class Closing:
         core, round = self._core, self._round
         if not core.is_member:
             return
-        while core.now >= self._turn(round.next_ballot):
-            ballot, round.next_ballot = round.next_ballot, round.next_ballot + 1
+        deadline = round.deadline_ms - round.opened_ms
+        due = ballot_due(core.now - round.opened_ms, deadline, core.rules)
+        if due >= round.next_ballot:
+            # After a pause several are due: the last of ours counts, else the last.
+            ours = due - (due - core.ranked().index(core.me)) % len(core.head.roster)
+            ballot = ours if ours >= round.next_ballot else due
+            round.next_ballot = due + 1
             self._escalate(ballot)
             if self._round is not round:
                 return
@@ -343,21 +366,31 @@ class Closing:
             return
         if message.tip != core.head.hash[:8] or not core.is_member:
             if self.last is not None and self.last.body.parent[:8] == message.tip:
-                core.send(sender, Closed(self.last))
+                if core.may_answer(sender):
+                    core.send(sender, Closed(self.last))
             else:
                 self._compare(sender)
             return
         if owner(core.ranked(), message.ballot) != sender:
             raise RemoteError("a ballot that is somebody else's")
-        if message.ballot < round.promised:
+        if message.ballot < round.promised or not core.may_answer(sender):
             return
-        round.promised = message.ballot
-        if round.lead is not None and round.lead.ballot < message.ballot:
-            round.lead = None
-        self._save_vote()
+        if message.ballot > round.promised and self._binds(message.ballot):
+            round.promised = message.ballot
+            if round.lead is not None and round.lead.ballot < message.ballot:
+                round.lead = None
+            self._save_vote()
         self._send_mine(sender)
         ballot, entry = round.accepted or (0, None)
         core.send(sender, Promise(message.round, message.tip, message.ballot, ballot, entry))
+
+    def _binds(self, ballot: int) -> bool:
+        """A vote needs every promise. Where any seal counts, promises only spare a duel, and one
+        whose turn is far off silences nobody.
+        """
+        rules = self._core.rules
+        soon = self._core.now + rules.window_ms + rules.deadline_ceiling_ms
+        return rules.quorum is Quorum.MAJORITY or self._turn(ballot) <= soon
 
     def on_promise(self, sender: PeerId, message: Promise) -> None:
         core, round = self._core, self._round
@@ -368,6 +401,8 @@ class Closing:
             return
         if message.ballot != lead.ballot or sender not in core.head.roster:
             return
+        if message.accepted_ballot > message.ballot:
+            raise RemoteError("a promise that is already broken")
         if message.entry is not None:
             core.judge.follow(core.head, message.entry)
         lead.promises[sender] = message
@@ -444,14 +479,19 @@ class Closing:
             self._fall_behind(sender)
         if entry.body.parent != core.head.hash or not core.is_member:
             return
+        if sender not in core.head.roster:
+            raise RemoteError("a proposal from a stranger")
         core.judge.follow(core.head, entry)
         if message.ballot < round.promised:
             return
         is_news = round.accepted is None or round.accepted[0] < message.ballot
-        round.promised, round.accepted = message.ballot, (message.ballot, entry)
-        if round.lead is not None and round.lead.ballot < message.ballot:
-            round.lead = None
-        self._save_vote()
+        if is_news:
+            round.promised, round.accepted = message.ballot, (message.ballot, entry)
+            if round.lead is not None and round.lead.ballot < message.ballot:
+                round.lead = None
+            self._save_vote()
+        elif round.accepted is not None and round.accepted[1].hash != entry.hash:
+            raise RemoteError("a second proposal under one ballot")
         leader = owner(core.ranked(), message.ballot)
         core.send(leader, Accepted(entry.round, message.ballot, entry.hash))
         if is_news:
@@ -475,6 +515,8 @@ class Closing:
         accepted = self._round.accepted
         if message.round < self._core.head.round:
             return
+        if sender not in self._core.head.roster:
+            raise RemoteError("a commit from a stranger")
         if accepted is None or accepted[1].hash != message.entry:
             self._fall_behind(sender)
             return
@@ -496,7 +538,7 @@ class Closing:
     # Building
 
     def _build(self) -> Entry:
-        """List what we hold: only contributions that were computed on the state most of them share."""
+        """List what we hold: contributions that were computed on the state most of them share."""
         core, round = self._core, self._round
         counts: dict[int, int] = {}
         for held in round.held.values():
@@ -544,7 +586,7 @@ class Closing:
     # Settling
 
     def settle(self, entry: Entry) -> tuple[list[Write], bytes | None]:
-        """An entry joined the chain: what to write down, and our own payload if it was not listed."""
+        """An entry joined the chain: what to write down, and our payload if it was not listed."""
         core, round = self._core, self._round
         self.last = entry
         most = core.rules.window_ms + core.rules.deadline_ceiling_ms

@@ -61,6 +61,8 @@ GUEST_FRAME_BYTES_MAX: Final = 4_096
 MANIFEST_BYTES_MAX: Final = 256 << 10
 RUMORS_MAX: Final = 16
 ENTRIES_MAX: Final = 512
+VIEW_RUMORS_MAX: Final = 4_096
+VIEW_CARDS_MAX: Final = 512
 
 
 def unpack(raw: bytes) -> Any:  # noqa: ANN401 - whatever msgpack finds
@@ -119,7 +121,7 @@ _KINDS: Final[dict[int, tuple[type, Field[Any]]]] = {
     8: (PingRequest, record(PingRequest, _SEQUENCE, PEER, _RUMORS)),
     9: (Nack, record(Nack, _SEQUENCE)),
     10: (Sync, record(Sync, _TIP, _HEAD)),
-    11: (View, record(View, many(_RUMOR, 65_536), many(CARD, 65_536), FLAG)),
+    11: (View, record(View, many(_RUMOR, VIEW_RUMORS_MAX), many(CARD, VIEW_CARDS_MAX), FLAG)),
     12: (
         Contribute,
         record(Contribute, ROUND, _TIP, uint(U64), blob(1, 1 << 20), SCALAR, SCALAR, SIGNATURE),
@@ -151,7 +153,7 @@ def kind_of(frame: bytes) -> type:
 def decode(frame: bytes) -> Message:
     """The message in a frame. Raises RemoteError for anything that is not exactly one."""
     if len(frame) > FRAME_BYTES_MAX:
-        raise RemoteError(f"frame of {len(frame)} bytes, {FRAME_BYTES_MAX} are allowed")
+        raise RemoteError(f"a frame of {len(frame)} bytes")
     if len(frame) < 3:
         raise RemoteError("frame cut short")
     if frame[0] != VERSION:

@@ -5,20 +5,26 @@ for so far.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Final
 
 from protocol.codec import encode_card_list
 from protocol.dice import Dice
 from protocol.entries import Card
-from protocol.events import Connect, Effect, Note, Save, Send
+from protocol.errors import RemoteError
+from protocol.events import Connect, Disconnect, Effect, Note, Save, Send
 from protocol.identity import Keys
 from protocol.ids import Millis, PeerId, RunId
 from protocol.ledger import Judge, Ledger, Mark, Write
 from protocol.membership import Membership, Outgoing
 from protocol.messages import Message
+from protocol.ration import Ration
 from protocol.rounds import ranking
 from protocol.rules import Rules
 
-CARDS_MAX = 8_192
+STRANGERS_MAX: Final = 1_024  # cards kept of peers that are no members
+_FAULTS_MAX: Final = 10_000
+_ANSWERS_BURST: Final = 32
+_ANSWERS_EVERY_MS: Final = 50
 
 
 @dataclass(slots=True)
@@ -31,9 +37,11 @@ class Core:
     ledger: Ledger
     membership: Membership
     manifest: bytes
+    now: Millis
     cards: dict[PeerId, Card] = field(default_factory=dict)  # newest known of each peer
     out: list[Effect] = field(default_factory=list)
-    now: Millis = Millis(0)
+    faults: dict[bytes, int] = field(default_factory=dict)  # bad messages by sender
+    answers: Ration = field(default_factory=lambda: Ration(_ANSWERS_BURST, _ANSWERS_EVERY_MS))
 
     @property
     def me(self) -> PeerId:
@@ -67,18 +75,40 @@ class Core:
     def note(self, level: str, event: str, **fields: object) -> None:
         self.out.append(Note(level, event, fields))
 
-    def learn_card(self, card: Card) -> bool:
+    def blame(self, source: bytes, error: RemoteError) -> None:
+        """Count bad bytes against their sender (P6)."""
+        if len(self.faults) < _FAULTS_MAX or source in self.faults:
+            self.faults[source] = self.faults.get(source, 0) + 1
+        self.note("warning", "fault", peer=source, error=str(error))
+
+    def may_answer(self, source: bytes) -> bool:
+        """Is what costs us far more than the asker still to be granted?"""
+        return self.answers.take(source, self.now)
+
+    def learn_card(self, card: Card) -> None:
         """Keep a card whose signature was checked, if it is news."""
         known = self.cards.get(card.peer)
-        if known is not None and known.sequence >= card.sequence:
-            return False
-        if known is None and len(self.cards) >= CARDS_MAX:
-            return False
+        if card.peer == self.me or (known is not None and known.sequence >= card.sequence):
+            return
         self.cards[card.peer] = card
-        if card.peer != self.me:
-            self.out.append(Connect(card))
-            self.save([Write("cards", card.peer, encode_card(card))])
-        return True
+        self.out.append(Connect(card))
+        self.save([Write("cards", card.peer, encode_card(card))])
+        if known is None and len(self.cards) > len(self.head.roster) + STRANGERS_MAX:
+            self._forget_stranger(card.peer)
+
+    def _forget_stranger(self, newest: PeerId) -> None:
+        """Whoever holds an invite can make up strangers without end; the oldest one makes room."""
+        roster = self.head.roster
+        kept = {self.me, newest}
+        oldest = next((p for p in self.cards if p not in roster and p not in kept), None)
+        if oldest is not None:
+            del self.cards[oldest]
+            self.out.append(Disconnect(oldest))
+            self.save([Write("cards", oldest, None)])
+
+    def set_own_card(self, card: Card) -> None:
+        self.cards[self.me] = card
+        self.save([Write("cards", self.me, encode_card(card))])
 
     def collectors(self) -> list[PeerId]:
         """The closer and its deputies, as far as they are up: who should hear what the next entry
@@ -89,6 +119,6 @@ class Core:
         return up[: self.rules.collectors]
 
 
-@lru_cache(maxsize=CARDS_MAX)
+@lru_cache(maxsize=4_096)
 def encode_card(card: Card) -> bytes:
     return encode_card_list((card,))

@@ -132,7 +132,7 @@ class StopWork:
 
 @dataclass(frozen=True, slots=True)
 class GiveBack:
-    """Our own contribution to `round` missed it: offer what it holds again, unless it was committed."""
+    """Our own contribution to `round` missed it: offer what it holds again, if not committed."""
 
     round: int
     payload: bytes

@@ -26,7 +26,8 @@ _SUSPICION_STRETCH: Final = 3  # an unconfirmed suspicion lasts this many times 
 _CONFIRMATIONS: Final = 3
 _SEQUENCES: Final = 1 << 32
 _FORMER_MAX: Final = 64
-_RELAYS_MAX: Final = 64
+_RELAYS_MAX: Final = 256
+_RELAYS_EACH_MAX: Final = 4
 _DAY_MS: Final = 86_400_000
 
 Outgoing = tuple[PeerId, Message]
@@ -54,6 +55,7 @@ class _Relay:
     """A ping that we sent on somebody's behalf."""
 
     asker: PeerId
+    target: PeerId
     sequence: int
     ends_ms: int
 
@@ -75,7 +77,8 @@ class Membership:
         self._view: dict[PeerId, Rumor] = {}  # only what differs from alive at incarnation 0
         self._suspicions: dict[PeerId, _Suspicion] = {}
         self._spreading: dict[PeerId, int] = {}  # rumor's subject -> times told
-        self._former: dict[PeerId, None] = {}  # no longer members, to be called now and then
+        # No longer members, to be called now and then: a half that was cut off may be among them.
+        self._former: dict[PeerId, None] = dict.fromkeys(roster.alumni[-_FORMER_MAX:])
         self._queue: list[PeerId] = []
         self._probe: _Probe | None = None
         self._relays: dict[int, _Relay] = {}
@@ -169,9 +172,9 @@ class Membership:
     def tick(self, now: Millis) -> Iterator[Outgoing]:
         yield from self._expire(now)
         probe = self._probe
-        if probe is not None and not probe.answered and not probe.relayed:
-            if now >= probe.relay_at_ms:
-                yield from self._ask_relays(probe)
+        is_waiting = probe is not None and not probe.answered and not probe.relayed
+        if probe is not None and is_waiting and now >= probe.relay_at_ms:
+            yield from self._ask_relays(probe)
         if now >= self._next_ms:
             self._finish_probe(now)
             yield from self._start_probe(now)
@@ -182,9 +185,11 @@ class Membership:
 
     def on_ack(self, sender: PeerId, ack: Ack, now: Millis) -> Iterator[Outgoing]:
         self._hear(sender, ack.rumors, now)
-        relay = self._relays.pop(ack.sequence, None)
-        if relay is not None:
-            yield relay.asker, Ack(relay.sequence, ack.head, ack.rumors)
+        relay = self._relays.get(ack.sequence)
+        if relay is not None and relay.target == sender:
+            del self._relays[ack.sequence]
+            # Our own head: the asker will ask us, not the target, for what it promises.
+            yield relay.asker, Ack(relay.sequence, self._head(), ack.rumors)
         elif self._probe is not None and ack.sequence == self._probe.sequence:
             self._answered(self._probe)
 
@@ -192,11 +197,14 @@ class Membership:
         self, sender: PeerId, request: PingRequest, now: Millis
     ) -> Iterator[Outgoing]:
         self._hear(sender, request.rumors, now)
-        if request.target not in self._roster or len(self._relays) >= _RELAYS_MAX:
+        if request.target not in self._roster or request.target == self._me:
+            return
+        theirs = sum(1 for relay in self._relays.values() if relay.asker == sender)
+        if len(self._relays) >= _RELAYS_MAX or theirs >= _RELAYS_EACH_MAX:
             return
         sequence = self._next_sequence()
         ends = now + self._rules.ping_timeout_ms * 4 // 5
-        self._relays[sequence] = _Relay(sender, request.sequence, ends)
+        self._relays[sequence] = _Relay(sender, request.target, request.sequence, ends)
         yield request.target, Ping(sequence, self._head(), self.rumors_for(request.target))
 
     def on_nack(self, nack: Nack) -> None:
@@ -250,6 +258,8 @@ class Membership:
         return self._view.get(peer) or Rumor(peer, Health.ALIVE, 0)
 
     def _hear(self, sender: PeerId, rumors: tuple[Rumor, ...], now: Millis) -> None:
+        if sender not in self._roster:
+            return
         for rumor in rumors:
             if rumor.peer == self._me:
                 self._deny(rumor)
@@ -345,9 +355,9 @@ class Membership:
                 return None
             target = self._queue.pop()
             silent = self._heard_ms.get(target, now - _DAY_MS) < recent
-            if target in self._roster and (silent or self._spreading or target in self._suspicions):
-                if self.health(target) < Health.DEAD:
-                    return target
+            is_wanted = silent or self._spreading or target in self._suspicions
+            if target in self._roster and is_wanted and self.health(target) < Health.DEAD:
+                return target
         return None
 
     def _ask_relays(self, probe: _Probe) -> Iterator[Outgoing]:

@@ -14,7 +14,7 @@ from protocol import codec
 from protocol.admission import Admissions, is_peer
 from protocol.catchup import CatchUp
 from protocol.closing import Closing, Vote
-from protocol.core import Core, encode_card
+from protocol.core import Core
 from protocol.dice import Dice
 from protocol.entries import Card, Entry
 from protocol.errors import LocalError, RemoteError
@@ -38,7 +38,7 @@ from protocol.events import (
 )
 from protocol.identity import Keys
 from protocol.ids import Hash, Millis, PeerId, RunId
-from protocol.ledger import Judge, Ledger, Mark, Step, Write
+from protocol.ledger import Judge, Ledger, Mark, Step
 from protocol.membership import Membership
 from protocol.messages import (
     Accepted,
@@ -68,7 +68,6 @@ from protocol.rules import Rules
 
 STOP_MS_MAX: Final = 3_000
 _STATES_KEPT: Final = 64
-_VIEW_CARDS_MAX: Final = 512
 _STORY_LENGTH: Final = 64
 
 Decode = Callable[[bytes], Message]
@@ -110,7 +109,7 @@ class Peer:
         dice = Dice(seed)
         ledger = Ledger(judge, founders, saved.marks)
         membership = Membership(keys.peer, rules, dice, ledger.head.roster, ledger.summary, now)
-        self._core = Core(run, rules, keys, dice, judge, ledger, membership, manifest, now=now)
+        self._core = Core(run, rules, keys, dice, judge, ledger, membership, manifest, now)
         self._catchup = CatchUp(self._core, self._advance)
         self._admissions = Admissions(self._core, self._catchup)
         self._closing = Closing(
@@ -123,7 +122,6 @@ class Peer:
         self._repaired: dict[tuple[int, Hash], int] = {}  # places a rebuild was asked for
         self._stop_at_ms: Millis | None = None
         self._started = self._halted = False
-        self.faults: dict[bytes, int] = {}  # bad messages by sender
         self.story: deque[str] = deque(maxlen=_STORY_LENGTH)
 
     # Reading
@@ -144,6 +142,11 @@ class Peer:
     def caught_up(self) -> bool:
         """No better chain than ours is known."""
         return not self._catchup.busy
+
+    @property
+    def faults(self) -> dict[bytes, int]:
+        """Bad messages by sender."""
+        return self._core.faults
 
     def card_addresses(self, peer: PeerId) -> tuple[str, ...]:
         card = self._core.cards.get(peer)
@@ -174,15 +177,18 @@ class Peer:
         core = self._core
         core.now = max(now, core.now)  # a clock that steps back stands still
         core.out = []
-        if self._halted:
+        if self._halted or not (self._started or isinstance(event, Started)):
             return []
         try:
             self._dispatch(event)
-            if self._started:
-                self._tick()
+            self._tick()
         except LocalError as error:
             error.add_note("\n".join(self.story))
             raise
+        except RemoteError as error:
+            broken = LocalError(f"a fault with nobody to blame: {error}")
+            broken.add_note("\n".join(self.story))
+            raise broken from error
         return core.out
 
     def _dispatch(self, event: Event) -> None:
@@ -215,11 +221,9 @@ class Peer:
     def _start(self, event: Started) -> None:
         core = self._core
         self._started = True
-        core.cards[core.me] = event.card
-        core.save([Write("cards", core.me, encode_card(event.card))])
+        core.set_own_card(event.card)
         for card in event.cards:
-            if card.peer != core.me:
-                core.learn_card(card)
+            core.learn_card(card)
         core.out.append(
             Rebuild(
                 core.head.round, core.head.hash, switched=False, from_scratch=False, reason="start"
@@ -247,7 +251,7 @@ class Peer:
         core.send(some[1:], View((), mine, wants_reply=False))
 
     def _move(self, event: MoveAsked) -> None:
-        self._core.learn_card(event.card)
+        self._core.set_own_card(event.card)
         self._announce()
 
     def _stop(self) -> None:
@@ -300,6 +304,10 @@ class Peer:
     def _receive(self, event: Received) -> None:
         core = self._core
         try:
+            if not is_peer(event.source) and len(event.data) > codec.GUEST_FRAME_BYTES_MAX:
+                raise RemoteError(f"a guest's frame of {len(event.data)} bytes")
+            if event.source == core.me:
+                raise RemoteError("a message from ourselves")
             message = self._decode(event.data)
             if is_peer(event.source):
                 core.membership.heard(PeerId(event.source), core.now)
@@ -307,10 +315,8 @@ class Peer:
             else:
                 self._on_guest(event.source, message, event.wall_s)
         except RemoteError as error:
-            if len(self.faults) < 10_000 or event.source in self.faults:
-                self.faults[event.source] = self.faults.get(event.source, 0) + 1
             self._tell(f"fault of {event.source[:4].hex()}: {error}")
-            core.note("warning", "fault", peer=event.source, error=str(error))
+            core.blame(event.source, error)
 
     def _on_guest(self, guest: bytes, message: Message, wall_s: int) -> None:
         if not isinstance(message, Hello):
@@ -368,7 +374,9 @@ class Peer:
     def _on_sync(self, sender: PeerId, message: Sync) -> None:
         core = self._core
         self._catchup.heard_head(sender, message.head)
-        if message.view != core.membership.view_hash() or message.head != core.ledger.summary():
+        is_same = message.view == core.membership.view_hash()
+        is_same = is_same and message.head == core.ledger.summary()
+        if not is_same and core.may_answer(sender):
             core.send(sender, self._view(wants_reply=True))
             core.send(sender, Ack(0, core.ledger.summary(), ()))
 
@@ -376,13 +384,15 @@ class Peer:
         core = self._core
         cards = [core.cards[peer] for peer in core.head.roster.members if peer in core.cards]
         return View(
-            core.membership.view(),
-            tuple(core.dice.pick(cards, _VIEW_CARDS_MAX)),
+            tuple(core.dice.pick(core.membership.view(), codec.VIEW_RUMORS_MAX)),
+            tuple(core.dice.pick(cards, codec.VIEW_CARDS_MAX)),
             wants_reply,
         )
 
     def _on_view(self, sender: PeerId, message: View) -> None:
         core = self._core
+        if len({card.peer for card in message.cards}) != len(message.cards):
+            raise RemoteError("two cards of one peer")
         core.membership.hear_view(sender, message.rumors, core.now)
         for card in message.cards:
             known = core.cards.get(card.peer)
@@ -391,7 +401,7 @@ class Peer:
             if core.head.roster.knows(card.peer):
                 core.judge.check_card(card)
                 core.learn_card(card)
-        if message.wants_reply:
+        if message.wants_reply and core.may_answer(sender):
             core.send(sender, self._view(wants_reply=False))
 
     def _on_closed(self, sender: PeerId, message: Closed) -> None:
@@ -479,6 +489,7 @@ class Peer:
         for departure in entry.body.departures:
             peer = before.roster.members[departure.seat]
             core.note("info", "departed", peer=peer, round=entry.round, cause=departure.cause.name)
+            self._admissions.forget(peer)
             if peer in core.head.roster.banned:
                 core.out.append(Disconnect(peer))
 

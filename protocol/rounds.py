@@ -68,9 +68,25 @@ def deadline_after_ms(arrivals: Sequence[int], rules: Rules) -> int:
 
 
 def turn_ms(ballot: int, deadline_ms: int, rules: Rules) -> int:
-    """When, after the round opened, the owner of `ballot` acts; the gaps grow, so that duels end."""
+    """When, after the round opened, the owner of `ballot` acts; gaps grow, so that duels end."""
     step = max(rules.takeover_ms, deadline_ms // 8)
     return deadline_ms + step * ballot + step * ballot * ballot // 16
+
+
+def ballot_due(elapsed_ms: int, deadline_ms: int, rules: Rules) -> int:
+    """The newest ballot whose turn has come; -1 before the first. A process that slept for a month
+    finds it in a few steps.
+    """
+    low, high = -1, 1
+    while turn_ms(high, deadline_ms, rules) <= elapsed_ms:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if turn_ms(middle, deadline_ms, rules) <= elapsed_ms:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def owner(ranked: Sequence[PeerId], ballot: int) -> PeerId:

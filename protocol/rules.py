@@ -1,4 +1,4 @@
-"""Every number that the machine uses, in one place, validated, and the same on every peer of a run."""
+"""Every number that the machine uses, in one place, validated: the same on all peers of a run."""
 
 from dataclasses import dataclass, fields
 from enum import StrEnum

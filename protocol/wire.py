@@ -62,6 +62,14 @@ def text(most: int) -> Field[str]:
     return Field(_same, read)
 
 
+def scalar(value: float | None) -> float | None:
+    """`value` as it will be read again: a 32-bit float, or None for what no peer could read."""
+    try:
+        return None if value is None else _read_scalar(_write_scalar(value))
+    except (OverflowError, RemoteError):
+        return None
+
+
 def _write_scalar(value: float | None) -> bytes | None:
     return None if value is None else struct.pack(">f", value)
 
