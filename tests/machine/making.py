@@ -18,7 +18,7 @@ from protocol.entries import (
     leave_bytes,
     seal_bytes,
 )
-from protocol.events import Apply, Effect, Note, Received, Save, Send, StartWork, Started, WorkDone
+from protocol.events import Apply, Effect, Note, Received, Save, Send, Started, StartWork, WorkDone
 from protocol.ids import Hash, Millis, PeerId, RunId, digest
 from protocol.invites import mint_token
 from protocol.ledger import Judge, Mark
@@ -117,7 +117,7 @@ def chain(mark: Mark, closer: PeerId, length: int, payload: bytes = b"8 bytes!")
 def contribution(
     mark: Mark, author: PeerId, payload: bytes = b"8 bytes!", state: int = 7
 ) -> Contribute:
-    made, signature = line(mark, author, payload, state)
+    _, signature = line(mark, author, payload, state)
     return Contribute(mark.round, mark.hash[:8], state, payload, 1.5, None, signature)
 
 

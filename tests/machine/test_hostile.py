@@ -1,25 +1,55 @@
-"""What members, strangers and bad luck may try at the peer's door (P6), and what must come of it."""
+"""What members, strangers and bad luck may try at the door (P6), and what must come of it."""
 
 import tracemalloc
 
 import pytest
 
-from protocol.codec import FRAME_BYTES_MAX, decode
-from protocol.entries import Cause, Departure, Entry
-from protocol.errors import RemoteError
-from protocol.events import Apply, Save, ServeEntries, StartWork
-from protocol.ids import Hash
+from node.sim.world import SimDisk, StubKeys
+from protocol.codec import FRAME_BYTES_MAX, GUEST_FRAME_BYTES_MAX, decode, encode
+from protocol.core import STRANGERS_MAX
+from protocol.entries import ENTRY_BYTES_MAX, Admission, Cause, Departure, Entry
+from protocol.errors import LocalError, RemoteError
+from protocol.events import Apply, Received, Save, ServeEntries, StartWork, Tick
+from protocol.ids import Hash, Millis, PeerId, digest
+from protocol.ledger import Write, round_key
 from protocol.messages import (
+    Accepted,
+    Ack,
     Closed,
+    Commit,
     Contribute,
     Entries,
     EntriesRequest,
     Head,
+    Health,
+    Hello,
+    Join,
     Locator,
+    Message,
+    Nack,
     Ping,
+    PingRequest,
     Prepare,
+    Propose,
+    Rumor,
+    View,
 )
-from tests.machine.making import RUN, Door, chain, contribution, entry, genesis, ids, judge, leave
+from protocol.peer import Peer
+from protocol.restore import unlisted
+from tests.machine.making import (
+    MAJORITY,
+    RULES,
+    RUN,
+    Door,
+    card,
+    chain,
+    contribution,
+    entry,
+    ids,
+    judge,
+    leave,
+    token,
+)
 
 P = ids(5)
 ME, OTHER, THIRD = P[:3]
@@ -30,7 +60,7 @@ def forged(real: Entry) -> Entry:
 
 
 def test_a_bad_entry_behind_good_ones_costs_only_itself() -> None:
-    """The good ones are applied and saved before the bad one is held against its sender (P2, P6)."""
+    """The good ones are applied and saved; then the bad one is held against its sender (P2)."""
     door = Door(ME, P[:3])
     first, second = chain(door.mark, OTHER, 2)
     door.hear(OTHER, Entries((first, forged(second)), Head(2, 2, second.hash[:8])))
@@ -61,7 +91,7 @@ def test_two_real_seals_convict() -> None:
 
 
 def test_an_early_contribution_with_a_false_signature_stops_nothing() -> None:
-    """It waits for its round to open, is found false then, and work starts all the same (P4)."""
+    """It waits for its round, is found false then, and work starts all the same (P4)."""
     door = Door(ME, P[:3])
     first = entry(door.mark, OTHER)
     after = judge().follow(door.mark, first)
@@ -86,9 +116,6 @@ def test_a_loss_that_is_no_number_is_unknown(loss: float) -> None:
 
 def test_leaving_cannot_be_replayed_after_coming_back() -> None:
     """1. OTHER leaves and is dropped. 2. It joins again. 3. THIRD repeats the old notice."""
-    from protocol.entries import Admission
-    from tests.machine.making import card
-
     door = Door(ME, P[:3])
     notice = leave(OTHER, 0)
     gone = entry(
@@ -148,9 +175,6 @@ def test_an_absurd_ballot_silences_nobody() -> None:
     door.work()
     for _ in range(200):
         door.now += 500
-        from protocol.events import Tick
-        from protocol.ids import Millis
-
         door.effects = door.peer.handle(Tick(), Millis(door.now))
         if door.mark.round:
             return
@@ -171,3 +195,178 @@ def test_counts_in_a_frame_reserve_no_memory() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 32 * FRAME_BYTES_MAX
+
+
+def test_the_first_entry_after_many_wordy_applicants_is_valid() -> None:
+    """256 joins with long addresses are more than an entry holds: the rest waits (P4, P6)."""
+    door = Door(ME, [ME])
+    wordy = tuple("tcp://" + "a" * 250 for _ in range(8))
+    invited = token(ME)
+    for number in range(256):
+        peer = PeerId(digest("applicant", bytes([number])))
+        door.hear(peer, Join(card(peer, 1, wordy), invited))
+    door.work()
+    (applied,) = door.of(Apply)
+    assert 64 < len(applied.entry.body.admissions) < 256
+    assert len(applied.entry.raw) < ENTRY_BYTES_MAX
+
+
+def test_invented_strangers_do_not_crowd_out_members() -> None:
+    """Whoever has an invite can show any number of cards; members stay known (P6, P8)."""
+    door = Door(ME, P[:3])
+    invited = token(ME)
+    for number in range(STRANGERS_MAX + 100):
+        peer = PeerId(digest("stranger", number.to_bytes(2, "big")))
+        door.hear(b"guest", Hello(card(peer), invited))
+    assert len(door.peer.cards()) <= len(P[:3]) + STRANGERS_MAX
+    assert {card.peer for card in door.peer.cards()} >= set(P[:3])
+    door.hear(OTHER, View((), (card(THIRD, 9),), wants_reply=False))
+    assert card(THIRD, 9) in door.peer.cards()
+
+
+@pytest.mark.parametrize("message", [Nack(1), Ping(1, Head(0, 0, bytes(8)), ())])
+def test_guests_may_only_say_hello(message: Message) -> None:
+    door = Door(ME, P[:3])
+    door.hear(b"guest", message)
+    assert door.faults()[0].startswith("a guest that sends")
+
+
+def test_guests_must_be_brief() -> None:
+    door = Door(ME, P[:3])
+    event = Received(b"guest", bytes(GUEST_FRAME_BYTES_MAX + 1), 0)
+    door.effects = door.peer.handle(event, Millis(0))
+    assert door.faults() == [f"a guest's frame of {GUEST_FRAME_BYTES_MAX + 1} bytes"]
+
+
+def test_rumors_of_outsiders_are_not_believed() -> None:
+    """Somebody who holds a connection but no membership cannot declare members dead (P6)."""
+    door = Door(ME, P[:3], known=P[3:4])
+    rumor = Rumor(OTHER, Health.DEAD, 5)
+    door.hear(P[3], Ping(1, Head(0, 0, bytes(8)), (rumor,)))
+    assert door.peer.membership.health(OTHER) is Health.ALIVE
+    door.hear(THIRD, Ping(1, Head(0, 0, bytes(8)), (rumor,)))
+    assert door.peer.membership.health(OTHER) is Health.DEAD
+
+
+def test_only_the_target_answers_a_relayed_ping() -> None:
+    """THIRD must not vouch for OTHER by guessing the number of the ping."""
+    door = Door(ME, P[:4])
+    door.hear(P[3], PingRequest(77, OTHER, ()))
+    ((_, ping),) = door.sent(Ping)
+    assert isinstance(ping, Ping)
+    ack = Ack(ping.sequence, Head(0, 0, bytes(8)), ())
+    door.hear(THIRD, ack)
+    assert not door.sent(Ack)
+    door.hear(OTHER, ack)
+    assert [(to, answer.sequence) for to, answer in door.sent(Ack)] == [((P[3],), 77)]
+
+
+def test_one_late_peer_counts_once_in_the_deadline() -> None:
+    """Or else it could stretch everybody's rounds by repeating itself."""
+    door = Door(ME, P[:3])
+    late = contribution(door.mark, THIRD)
+    door.hear(OTHER, Closed(entry(door.mark, OTHER)))
+    door.now += 2_000
+    before = len(door.peer._closing._arrivals)
+    for _ in range(50):
+        door.hear(THIRD, late)
+    assert len(door.peer._closing._arrivals) == before + 1
+
+
+def test_a_month_asleep_is_one_turn_not_thousands() -> None:
+    """The clock jumps: the machine must neither hang nor send a month's ballots (P8)."""
+    door = Door(ME, P[:3], MAJORITY)
+    door.work()
+    door.now += 31 * 86_400_000
+    door.effects = door.peer.handle(Tick(), Millis(door.now))
+    assert len(door.effects) < 50
+    assert door.peer.wake_ms is not None
+    assert door.peer.wake_ms > door.now
+
+
+def test_a_clock_that_steps_back_stands_still() -> None:
+    door = Door(ME, P[:3])
+    door.now = 5_000
+    door.work()
+    wake = door.peer.wake_ms
+    door.now = 10
+    door.hear(OTHER, Nack(1))
+    assert door.peer.wake_ms == wake
+
+
+def test_nothing_happens_before_the_start() -> None:
+    """What came before the disk was read could contradict what is on it."""
+    peer = Peer(RUN, RULES, StubKeys(ME), P[:3], b"m", judge(), b"seed", Millis(0))
+    hello = encode(Hello(card(P[3]), token(ME)))
+    assert peer.handle(Received(b"guest", hello, 0), Millis(0)) == []
+    assert peer.handle(Tick(), Millis(9_999)) == []
+    assert peer.wake_ms is None
+
+
+def test_work_that_is_not_valid_is_our_own_fault() -> None:
+    door = Door(ME, P[:3])
+    with pytest.raises(LocalError, match="our own work"):
+        door.work(payload=b"7 bytes")
+
+
+def test_a_second_proposal_under_one_ballot_is_refused() -> None:
+    """Accepting both would let two entries be chosen (P5)."""
+    door = Door(ME, P[:3], MAJORITY)
+    first = entry(door.mark, OTHER)
+    second = entry(door.mark, OTHER, took_ms=1)
+    door.hear(OTHER, Propose(1, first))
+    assert door.sent(Accepted)
+    door.hear(OTHER, Propose(1, second))
+    assert door.faults() == ["a second proposal under one ballot"]
+    door.hear(OTHER, Propose(1, first))
+    assert door.sent(Accepted), "the same again is answered again: the answer may have been lost"
+    assert not door.of(Save), "but not written again"
+
+
+@pytest.mark.parametrize("kind", ["propose", "commit", "contribute", "prepare"])
+def test_strangers_have_no_part_in_a_round(kind: str) -> None:
+    door = Door(ME, P[:3], MAJORITY, known=P[3:])
+    made = entry(door.mark, OTHER)
+    door.hear(OTHER, Propose(1, made))
+    head = door.mark.hash
+    message: Message = {
+        "propose": Propose(2, made),
+        "commit": Commit(0, 1, made.hash),
+        "contribute": contribution(door.mark, P[3]),
+        "prepare": Prepare(0, head[:8], 2),
+    }[kind]
+    door.hear(P[3], message)
+    assert door.faults()
+    assert door.mark.hash == head
+
+
+def test_our_own_missed_work_is_ours_by_signature() -> None:
+    """Another's equal bytes in the entry do not make ours listed (P3)."""
+    disk = SimDisk()
+    door = Door(ME, P[:3])
+    start = door.mark
+    ours = contribution(start, ME, b"8 bytes!")
+    theirs = entry(start, OTHER, payload=b"8 bytes!")
+    door.hear(OTHER, Closed(theirs))
+    for save in door.of(Save):
+        disk.commit(save.writes)
+    disk.commit([Write("outbox", round_key(0), encode(ours))])
+    assert list(unlisted(disk, door.mark)) == [(0, b"8 bytes!")]
+    disk.commit([Write("outbox", round_key(0), encode(contribution(start, OTHER, b"8 bytes!")))])
+    assert list(unlisted(disk, door.mark)) == []
+
+
+def test_an_old_join_of_a_departed_peer_is_forgotten() -> None:
+    """It left before its own request was listed here; it must not be joined against its will."""
+    door = Door(ME, P[:3])
+    door.hear(THIRD, Join(card(P[3]), token(ME)))
+    assert P[3] in door.peer._admissions._joins
+    first = entry(door.mark, OTHER, admissions=(Admission(card(P[3]), token(ME)),))
+    after = judge().follow(door.mark, first)
+    seat = after.roster.seat(P[3])
+    assert seat is not None
+    bye = Departure(seat, Cause.LEFT, 1, leave(P[3], 1).signature)
+    second = entry(after, OTHER, departures=(bye,))
+    door.hear(OTHER, Entries((first, second), Head(2, 2, second.hash[:8])))
+    assert door.mark.round == 2
+    assert not door.peer._admissions._joins

@@ -1,0 +1,241 @@
+"""The golden vectors: bytes that every implementation must agree on.
+
+`python tests/machine/vectors.py --write` makes `vectors/*.json` anew, from fixed seeds and real
+keys. Do that only together with a line in the change log of protocol/README.md.
+"""
+
+import argparse
+import json
+from dataclasses import fields, is_dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Final
+
+from protocol.codec import encode, encode_body
+from protocol.entries import (
+    Admission,
+    Body,
+    Card,
+    Cause,
+    Departure,
+    Entry,
+    Line,
+    card_bytes,
+    contribution_bytes,
+    entry_hash,
+    leave_bytes,
+    seal_bytes,
+    token_bytes,
+)
+from protocol.identity import Identity
+from protocol.ids import RunId, digest, run_id
+from protocol.invites import Contact, Invite, encode_invite, mint_token
+from protocol.messages import (
+    Accepted,
+    Ack,
+    Closed,
+    Commit,
+    Contribute,
+    Entries,
+    EntriesRequest,
+    Evidence,
+    Head,
+    Health,
+    Hello,
+    Join,
+    Leave,
+    Locator,
+    Message,
+    Nack,
+    Ping,
+    PingRequest,
+    Prepare,
+    Promise,
+    Propose,
+    Refused,
+    Rumor,
+    Sync,
+    View,
+    Welcome,
+)
+from protocol.roster import Roster
+from protocol.rounds import deadline_after_ms, ranking, tree, turn_ms
+from protocol.rules import Rules
+
+FOLDER: Final = Path(__file__).resolve().parent / "vectors"
+MANIFEST: Final = b"golden manifest"
+RUN: Final[RunId] = run_id(MANIFEST)
+KEYS: Final = sorted((Identity(bytes([n]) * 32) for n in (1, 2, 3)), key=lambda keys: keys.peer)
+ONE, TWO, THREE = KEYS
+ROSTER: Final = Roster([keys.peer for keys in KEYS])
+
+
+def card(keys: Identity, sequence: int) -> Card:
+    addresses = ("tcp://192.0.2.1:5555", "tcp://[2001:db8::1]:5555")
+    signature = keys.sign(card_bytes(RUN, keys.peer, sequence, addresses))
+    return Card(keys.peer, sequence, addresses, signature)
+
+
+NEWCOMER: Final = Identity(bytes([4]) * 32)
+TOKEN: Final = mint_token(ONE, RUN, 1_800_000_000, b"nonce678")
+LINES: Final = (Line(0, b"\x00\x01\x7f", 2.5, None), Line(2, b"\x00\x02\x81\x05", None, 2.25))
+ADMISSION: Final = Admission(card(NEWCOMER, 7), TOKEN)
+DEPARTURE: Final = Departure(1, Cause.LEFT, 0, TWO.sign(leave_bytes(RUN, TWO.peer, 0)))
+BODY: Final = Body(
+    0, digest("golden parent"), 0, 5_123, 0x0123456789ABCDEF, LINES, (ADMISSION,), (DEPARTURE,)
+)
+
+
+def sealed(body: Body) -> Entry:
+    raw = encode_body(body)
+    seal = KEYS[body.closer].sign(seal_bytes(RUN, body.round, body.parent, entry_hash(raw)))
+    signatures = tuple(
+        KEYS[line.seat].sign(contribution_bytes(RUN, body.round, body.parent, body.state, line))
+        for line in body.lines
+    )
+    return Entry(body, raw, seal, signatures)
+
+
+ENTRY: Final = sealed(BODY)
+OTHER: Final = sealed(Body(0, BODY.parent, 0, 5_124, BODY.state, LINES, (), ()))
+HEAD: Final = Head(12, 345, ENTRY.hash[:8])
+RUMORS: Final = (Rumor(TWO.peer, Health.SUSPECT, 3), Rumor(THREE.peer, Health.LEFT, 0))
+
+
+def messages() -> list[Message]:
+    tip = ENTRY.hash[:8]
+    line = LINES[0]
+    scalars = line.loss, line.heldout
+    signed = contribution_bytes(RUN, 0, BODY.parent, BODY.state, line)
+    return [
+        Hello(card(NEWCOMER, 7), TOKEN),
+        Welcome(MANIFEST, (card(ONE, 1), card(TWO, 2)), HEAD),
+        Refused("the invite has expired"),
+        Join(card(TWO, 3), None),
+        Leave(TWO.peer, 9, TWO.sign(leave_bytes(RUN, TWO.peer, 9))),
+        Ping(4_000_000_000, HEAD, RUMORS),
+        Ack(7, HEAD, ()),
+        PingRequest(8, THREE.peer, RUMORS[:1]),
+        Nack(8),
+        Sync(digest("golden view")[:8], HEAD),
+        View(RUMORS, (card(THREE, 300),), wants_reply=True),
+        Contribute(0, BODY.parent[:8], BODY.state, line.payload, *scalars, ONE.sign(signed)),
+        Prepare(12, tip, 5),
+        Promise(12, tip, 5, 2, ENTRY),
+        Propose(5, ENTRY),
+        Accepted(12, 5, ENTRY.hash),
+        Commit(12, 5, ENTRY.hash),
+        Closed(ENTRY),
+        EntriesRequest((Locator(12, ENTRY.hash), Locator(0, digest("golden start")))),
+        Entries((ENTRY, OTHER), HEAD),
+        Evidence(ONE.peer, 0, BODY.parent, ENTRY.hash, ENTRY.seal, OTHER.hash, OTHER.seal),
+    ]
+
+
+def plain(value: object) -> object:
+    """As JSON shows it: bytes in hexadecimal."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, IntEnum):
+        return value.name
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def vectors() -> dict[str, object]:
+    """File name -> what it holds."""
+    made: dict[str, object] = {}
+    for number, message in enumerate(messages(), 1):
+        name = type(message).__name__
+        made[f"{number:02}-{name}"] = {
+            "kind": name,
+            "number": number,
+            "frame": encode(message).hex(),
+            "fields": plain(message),
+        }
+    made["hashes"] = hashes()
+    made["rounds"] = rounds()
+    made["invite"] = invite()
+    return made
+
+
+def hashes() -> object:
+    line = LINES[0]
+    signed = card(NEWCOMER, 7)
+    roster = ROSTER.after(BODY)
+    return {
+        "digest": {
+            "purpose": "golden",
+            "parts": ["", "00", "0102"],
+            "hash": digest("golden", b"", b"\x00", b"\x01\x02").hex(),
+        },
+        "seeds": {str(n): Identity(bytes([n]) * 32).peer.hex() for n in (1, 2, 3, 4)},
+        "run": {"manifest": MANIFEST.hex(), "id": RUN.hex()},
+        "entry": {"raw": ENTRY.raw.hex(), "hash": ENTRY.hash.hex()},
+        "roster": {
+            "members": plain(ROSTER.members),
+            "hash": ROSTER.hash.hex(),
+            "after_entry": {
+                "members": plain(roster.members),
+                "alumni": plain(roster.alumni),
+                "banned": plain(roster.banned),
+                "newcomers": plain(roster.newcomers),
+                "hash": roster.hash.hex(),
+            },
+        },
+        "signed": {
+            "card": card_bytes(RUN, signed.peer, signed.sequence, signed.addresses).hex(),
+            "token": token_bytes(RUN, TOKEN.minter, TOKEN.expires_s, TOKEN.nonce).hex(),
+            "seal": seal_bytes(RUN, 0, BODY.parent, ENTRY.hash).hex(),
+            "leave": leave_bytes(RUN, TWO.peer, 9).hex(),
+            "contribution": contribution_bytes(RUN, 0, BODY.parent, BODY.state, line).hex(),
+        },
+    }
+
+
+def rounds() -> object:
+    rules = Rules()
+    arrivals = [5_100, 5_200, 5_050, 5_900, 5_150, 5_175, 9_000, 5_120]
+    ranked = ranking(RUN, 12, ROSTER)
+    return {
+        "ranking": {str(n): plain(ranking(RUN, n, ROSTER)) for n in range(4)},
+        "tree": {
+            "round": 12,
+            "root": TWO.peer.hex(),
+            "order": plain(tuple(tree(ranked, TWO.peer))),
+        },
+        "deadline_ms": {"arrivals": arrivals, "after": deadline_after_ms(arrivals, rules)},
+        "turns_ms": {"deadline": 5_500, "turns": [turn_ms(b, 5_500, rules) for b in range(20)]},
+    }
+
+
+def invite() -> object:
+    contacts = (
+        Contact(ONE.peer, ("tcp://192.0.2.1:5555",)),
+        Contact(TWO.peer, ("tcp://[2001:db8::1]:5555", "tcp://peer.example.org:5555")),
+    )
+    made = Invite(RUN, bytes(range(32)), contacts, TOKEN)
+    return {"text": encode_invite(made), "fields": plain(made)}
+
+
+def render(value: object) -> str:
+    return json.dumps(value, indent=1) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="make the files anew")
+    if not parser.parse_args().write:
+        parser.print_help()
+        return 2
+    FOLDER.mkdir(exist_ok=True)
+    for name, value in vectors().items():
+        (FOLDER / f"{name}.json").write_text(render(value))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
