@@ -1,5 +1,91 @@
 """`peer simulate`: what a swarm would do, before anyone joins."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-def simulate() -> None:
-    """placeholder"""
+import typer
+
+from cli.console import JsonOption, Teller, known, print_json, size
+
+if TYPE_CHECKING:
+    from node.sim.report import Progress, Report
+
+
+def simulate(
+    config: Annotated[
+        Path | None, typer.Argument(help="A run file: its [rules] hold, its payload is guessed.")
+    ] = None,
+    peers: Annotated[int, typer.Option(min=1, max=4096, help="How many peers.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="How many rounds.")] = 50,
+    links: Annotated[
+        str, typer.Option(help="lan, home, wan, or a TOML file with a mix of links.")
+    ] = "home",
+    payload: Annotated[
+        int | None, typer.Option(min=8, help="Bytes of work that a peer sends a round.")
+    ] = None,
+    faults: Annotated[
+        bool, typer.Option("--faults", help="Peers crash, pause and are cut off.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="The same world every time.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the real protocol under virtual time; say seconds per round, bytes, and who is slow."""
+    from node.sim.links import links_named
+    from node.sim.report import simulate as run
+    from protocol.rules import Rules
+
+    rules, work_bytes = Rules(), 67
+    if config is not None:
+        from node.config import load_run_file
+
+        run_file = load_run_file(config)
+        rules = run_file.rules.rules()
+        probes = run_file.method.probes or run_file.method.probes_max
+        work_bytes = min(probes, 64) + 3
+    teller = Teller(0.5)
+
+    def tell(progress: "Progress") -> None:
+        left = known(progress.left_s, "{:.0f} s left")
+        teller(f"round {progress.rounds}/{rounds}, {progress.events_per_s:.0f} events/s, {left}")
+
+    report = run(
+        peers=peers,
+        rounds=rounds,
+        rules=rules,
+        links=links_named(links),
+        seed=seed,
+        payload_bytes=payload or work_bytes,
+        faults=faults,
+        tell=tell,
+    )
+    print_json(report.model_dump(mode="json")) if as_json else _tell(report)
+
+
+def _tell(report: "Report") -> None:
+    sent, received, work = report.sent_per_round, report.received_per_round, report.work
+    mix = ", ".join(f"{count} {kind}" for kind, count in report.links.items())
+    rows = [
+        ("swarm", f"{report.peers} peers ({mix}), quorum {report.quorum}, seed {report.seed}"),
+        ("rounds", f"{report.rounds} closed in {report.virtual_s:.0f} simulated seconds"),
+        (
+            "a round",
+            f"{known(report.round_s_median, '{:.2f}')} s median,"
+            f" {known(report.round_s_p90, '{:.2f}')} s for the slowest tenth",
+        ),
+        ("sent", f"{size(sent.mean)} a round and peer; most: {sent.max_peer} {size(sent.max)}"),
+        (
+            "received",
+            f"{size(received.mean)} a round and peer; most: {received.max_peer} {size(received.max)}",
+        ),
+        ("control", f"{size(report.control_bytes_per_s)}/s a peer"),
+        (
+            "work",
+            f"{work.committed} of {work.made} committed, {work.late_share:.1%} late,"
+            f" {work.lost} lost with their processes",
+        ),
+        ("at the end", f"{report.up} up, {report.members} members"),
+        ("digests", "equal" if report.digests_equal else "DIFFERENT"),
+        ("bottleneck", report.bottleneck),
+    ]
+    for name, value in rows:
+        print(f"{name:<12}{value}")
