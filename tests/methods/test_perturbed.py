@@ -82,7 +82,7 @@ class Shelf(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embedding(ids) @ self.holder.weight.t() + self.giver()
-        out: Tensor = self.recurrent(x)[0] + self.holder.bias
+        out: Tensor = self.recurrent(x)[0] + self.holder.bias * self.giver.value[0]
         return out
 
 

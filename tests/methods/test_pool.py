@@ -57,7 +57,8 @@ def test_followed_and_rebuilt_models_have_the_same_bits(
     assert not any(name.startswith("weights") for name in state)
     newcomer = Spsa(chosen, make_setup(dtype))
     assert newcomer.state_digest() != peers[0].state_digest()
-    newcomer.load_replicated_state(state)
+    for _ in range(2):  # the second time over a model that has moved already
+        newcomer.load_replicated_state(state)
     assert len({p.state_digest() for p in [*peers, newcomer]}) == 1
     for a, b in zip(peers[0]._view.weights, newcomer._view.weights, strict=True):
         assert torch.equal(a.tensor, b.tensor)

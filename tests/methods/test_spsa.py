@@ -1,5 +1,6 @@
 """One-byte SPSA: the paper's identities, and that peers stay equal whatever happens."""
 
+import dataclasses
 import math
 import random
 from collections.abc import Callable
@@ -117,22 +118,36 @@ def test_training_lowers_the_loss(make_setup: MakeSetup, make_round: MakeRound) 
     assert last < first - 0.5
 
 
+def test_a_probe_s_byte_is_the_slope_in_units(make_setup: MakeSetup, make_round: MakeRound) -> None:
+    """On the quadratic, through the method itself: byte * 2**exponent is z'Ax up to one unit."""
+    model = Quadratic(24)
+    setup = dataclasses.replace(make_setup(), model=model, loss=lambda m, _: m())
+    method = Spsa(CONFIG.model_copy(update={"unit_exponent": 2}), setup)
+    context = make_round(3, 1)
+    for probe in decode(method.work(context).payload):
+        z = torch.zeros(24)
+        key = seeds.probe_key(context.run, 3, context.peer, probe.index)
+        setup.kernels.perturb(torch.zeros(24), 0, key, 1.0, z)
+        slope = float(z.double() @ model.get_buffer("a") @ model.x.detach().double())
+        assert abs(slope) < 127 * 4
+        assert probe.value * 4 == pytest.approx(slope, abs=4.01)
+
+
 def test_the_update_is_the_mean_over_probes(make_setup: MakeSetup, make_round: MakeRound) -> None:
-    """By hand in float64: theta - rate * unit / n * sum b s, up to the rounding of the step."""
+    """By hand in float64: theta - rate * unit / n * sum b s, up to the rounding of the step. Late
+    probes move along the directions of the round that measured them."""
     method = Spsa(CONFIG, make_setup())
-    context = make_round(0, 0)
+    context = make_round(7, 0)
     flat = torch.cat([w.tensor.flatten() for w in method._view.weights]).double()
-    listed = [
-        Contribution(context.seats[i], encode([Probe(0, j, 10 * i + j - 9) for j in range(5)]))
-        for i in range(3)
-    ]
+    probes = [[Probe(j % 2 * 3, j, 10 * i + j - 9) for j in range(5)] for i in range(3)]
+    listed = [Contribution(context.seats[i], encode(probes[i])) for i in range(3)]
     expected = flat.clone()
     for i in range(3):
-        for j in range(5):
+        for probe in probes[i]:
             s = torch.zeros(len(flat))
-            key = seeds.probe_key(context.run, 0, context.seats[i], j)
+            key = seeds.probe_key(context.run, 7 - probe.age, context.seats[i], probe.index)
             kernels_for(torch.device("cpu")).perturb(torch.zeros(len(flat)), 0, key, 1.0, s)
-            expected -= 0.05 * 2.0**CONFIG.unit_exponent / 15 * (10 * i + j - 9) * s.double()
+            expected -= 0.05 * 2.0**CONFIG.unit_exponent / 15 * probe.value * s.double()
     method.merge(context, listed)
     moved = torch.cat([w.tensor.flatten() for w in method._view.weights]).double()
     torch.testing.assert_close(moved - flat, expected - flat, rtol=1e-2, atol=1e-7)
