@@ -59,15 +59,22 @@ class CatchUp:
         if self._best is None or not head_is_better(self._best[1], core.ledger.summary()):
             self._best = None
             return
-        others = [peer for peer in core.membership.others_up() if peer != silent]
-        self.ask(core.dice.pick(others)[0] if others else silent)
+        others = [peer for peer in core.membership.likely_up() if peer != silent]
+        if self._best[0] != silent:
+            self.ask(self._best[0])
+        else:
+            self.ask(core.dice.pick(others)[0] if others else silent)
         if self._best[0] == silent:
             self._best = None  # whoever is ahead will say so again
 
     def ask(self, source: bytes) -> None:
-        """Ask `source` for what follows our chain, unless somebody is being asked already."""
-        core = self._core
-        if self._asked is not None or len(source) != ID_BYTES or source == core.me:
+        """Ask `source` for what follows our chain, unless somebody is being asked already. A
+        silent suspect is not waited for when somebody better is there.
+        """
+        core, down = self._core, self._core.membership.down()
+        if len(source) != ID_BYTES or source == core.me:
+            return
+        if self._asked is not None and (self._asked not in down or source in down):
             return
         if self._is_barren(source):
             return

@@ -333,7 +333,7 @@ class Closing:
         if owner(ranked, ballot) == core.me:
             self._start_lead(ballot, f"the closer is silent; ballot {ballot}")
             return
-        others = core.membership.others_up()
+        others = core.membership.likely_up()
         if others:
             self._fall_behind(core.dice.pick(others)[0])
 

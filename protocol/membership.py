@@ -10,7 +10,7 @@ Sources: Das, Gupta, Motivala, "SWIM" (2002); Dadgar, Phillips, Currey, "Lifegua
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -123,6 +123,10 @@ class Membership:
             gone.add(self._me)
             self._others_up = tuple(peer for peer in self._roster.members if peer not in gone)
         return self._others_up
+
+    def likely_up(self) -> Sequence[PeerId]:
+        """The others that are alive; if none is, suspects too."""
+        return [peer for peer in self.alive() if peer != self._me] or self.others_up()
 
     def view(self) -> tuple[Rumor, ...]:
         """All that is worth telling, our own incarnation included: it denies what is said of us."""
