@@ -89,7 +89,8 @@ def load_links(path: Path) -> tuple[LinkKind, ...]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}", "mend that line") from error
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key is also a missing one; the misspelling is the better hint.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         where = ".".join(str(part) for part in first["loc"])
         keys = ", ".join(LinkKind.model_fields)
         raise ConfigError(f"{path}: {where}: {first['msg']}", f"keys: {keys}") from error
