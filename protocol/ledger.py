@@ -224,18 +224,18 @@ class Ledger:
         return self._marks.get(round)
 
     def locators(self, most: int) -> tuple[Locator, ...]:
-        """Newest first: the last few one by one, then ever sparser, the beginning always."""
-        rounds = sorted(self._marks, reverse=True)
-        step, index = 1, 0
+        """Newest first: the last few one by one, then each a third farther back, and the beginning.
+
+        So what two peers hold in common is asked for again only to a third of what they do not.
+        """
         chosen: list[int] = []
-        while index < len(rounds) and len(chosen) < most - 1:
-            chosen.append(rounds[index])
-            if len(chosen) > 8:
-                step *= 2
-            index += step
-        if not chosen or chosen[-1] != 0:
-            chosen.append(0)
-        return tuple(Locator(round, self._marks[round].hash) for round in chosen)
+        gap = 0
+        for round in sorted(self._marks, reverse=True):
+            if round and len(chosen) < most - 1 and self.head.round - round >= gap:
+                chosen.append(round)
+                behind = self.head.round - round
+                gap = max(behind + 1, behind * 4 // 3)
+        return tuple(Locator(round, self._marks[round].hash) for round in [*chosen, 0])
 
     def extend(self, entry: Entry) -> list[Write]:
         """Append to the chain. Raises RemoteError; returns what to write down before anything else
