@@ -169,7 +169,8 @@ class Membership:
 
     def heard(self, peer: PeerId, now: Millis) -> None:
         """Any authenticated message shows that its sender is up."""
-        self._heard_ms[peer] = now
+        if peer in self._roster:
+            self._heard_ms[peer] = now
         if self._probe is not None and self._probe.target == peer:
             self._answered(self._probe)
 

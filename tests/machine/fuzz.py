@@ -474,6 +474,7 @@ class Attack:
                 "guilty": (len(peer._catchup.guilty), 64),
                 "barren": (len(peer._catchup._barren), 256),
                 "view": (len(peer.membership._view), members),
+                "heard": (len(peer.membership._heard_ms), members),
                 "relays": (len(peer.membership._relays), 256),
                 "former": (len(peer.membership._former), 64),
                 "states": (len(peer._states), 64),

@@ -1,6 +1,7 @@
 """Keys, cards, tokens, entries and peers, made by hand for tests of the machine."""
 
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from node.sim.world import StubKeys
 from protocol.codec import decode, encode, encode_body
@@ -18,7 +19,7 @@ from protocol.entries import (
     leave_bytes,
     seal_bytes,
 )
-from protocol.events import Apply, Effect, Note, Received, Save, Send, Started, StartWork, WorkDone
+from protocol.events import Effect, Note, Received, Send, Started, WorkDone
 from protocol.ids import Hash, Millis, PeerId, RunId, digest
 from protocol.invites import mint_token
 from protocol.ledger import Judge, Mark
@@ -26,6 +27,9 @@ from protocol.messages import Contribute, Leave, Message
 from protocol.peer import Peer, Saved
 from protocol.roster import Roster
 from protocol.rules import Quorum, Rules
+
+E = TypeVar("E")
+M = TypeVar("M")
 
 RUN = RunId(digest("run", b"tests"))
 RULES = Rules(window_ms=1_000, deadline_ceiling_ms=3_000, deadline_floor_ms=200)
@@ -160,7 +164,7 @@ class Door:
         self.effects = self.peer.handle(done, Millis(self.now))
         return self.effects
 
-    def sent(self, kind: type) -> list[tuple[tuple[bytes, ...], Message]]:
+    def sent(self, kind: type[M]) -> list[tuple[tuple[bytes, ...], M]]:
         return [
             (effect.to, effect.message)
             for effect in self.effects
@@ -174,8 +178,5 @@ class Door:
             if isinstance(effect, Note) and effect.event == "fault"
         ]
 
-    def of(self, kind: type) -> list[Effect]:
+    def of(self, kind: type[E]) -> list[E]:
         return [effect for effect in self.effects if isinstance(effect, kind)]
-
-
-__all__ = ["Apply", "Save", "StartWork"]

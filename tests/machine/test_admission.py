@@ -278,9 +278,9 @@ def test_pending_applicants_are_bounded() -> None:
 
 def test_a_message_for_another_run_is_not_understood() -> None:
     """Signatures name the run: what was signed for one does not count in another."""
+    from node.sim.world import StubKeys
     from protocol.entries import card_bytes
     from protocol.ids import RunId
-    from tests.machine.making import StubKeys
 
     other = RunId(digest("run", b"another"))
     signed = card_bytes(other, NEW, 1, ("tcp://a:1",))

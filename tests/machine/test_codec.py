@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from protocol import codec
 from protocol.codec import decode, decode_entry, encode, encode_entry
-from protocol.entries import Entry
+from protocol.entries import ENTRY_BYTES_MAX, Entry
 from protocol.errors import RemoteError
 from protocol.messages import (
     Accepted,
@@ -154,7 +154,7 @@ def packed(value: object) -> bytes:
         (raw(18, [packed(BODY), SIGNATURE, [SIGNATURE]]), "0 lines with 1 signatures"),
         (raw(18, [packed(BODY) + b"\x00", SIGNATURE, []]), "not msgpack"),
         (raw(18, [packed([*BODY[:7], [[0, 3, 0, b""]]]), SIGNATURE, []]), "Cause"),
-        (raw(18, [bytes(codec.ENTRY_BYTES_MAX + 1), SIGNATURE, []]), "1 to"),
+        (raw(18, [bytes(ENTRY_BYTES_MAX + 1), SIGNATURE, []]), "1 to"),
         (raw(19, [[0, ID]] * 257), "at most 256"),
         (raw(20, [[packed(BODY), SIGNATURE, []]] * 513, HEAD), "at most 512"),
         (raw(2, b"", [], HEAD), "1 to"),

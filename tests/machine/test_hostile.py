@@ -329,13 +329,13 @@ def test_strangers_have_no_part_in_a_round(kind: str) -> None:
     made = entry(door.mark, OTHER)
     door.hear(OTHER, Propose(1, made))
     head = door.mark.hash
-    message: Message = {
+    messages: dict[str, Message] = {
         "propose": Propose(2, made),
         "commit": Commit(0, 1, made.hash),
         "contribute": contribution(door.mark, P[3]),
         "prepare": Prepare(0, head[:8], 2),
-    }[kind]
-    door.hear(P[3], message)
+    }
+    door.hear(P[3], messages[kind])
     assert door.faults()
     assert door.mark.hash == head
 
@@ -370,3 +370,19 @@ def test_an_old_join_of_a_departed_peer_is_forgotten() -> None:
     door.hear(OTHER, Entries((first, second), Head(2, 2, second.hash[:8])))
     assert door.mark.round == 2
     assert not door.peer._admissions._joins
+
+
+def test_a_message_in_our_own_name_is_a_fault() -> None:
+    """A connection proves who speaks; nothing that we sent comes back to us."""
+    door = Door(ME, P[:3])
+    door.hear(ME, contribution(door.mark, ME))
+    assert door.faults() == ["a message from ourselves"]
+    assert not door.peer._closing._round.held
+
+
+def test_strangers_with_connections_leave_no_trace() -> None:
+    """P6, P8: an invite's holder may make up a new key for each message."""
+    door = Door(ME, P[:3])
+    for number in range(2_000):
+        door.hear(PeerId(digest("passer-by", number.to_bytes(2, "big"))), Nack(1))
+    assert len(door.peer.membership._heard_ms) <= 3

@@ -282,7 +282,7 @@ def test_locators_find_a_common_place(fork: int, most: int) -> None:
 
 
 def test_the_beginning_is_the_run() -> None:
-    assert ledger().locators(64)[-1].entry == RUN
+    assert ledger().locators(64)[-1].entry == Hash(RUN)
 
 
 def test_an_entry_must_fit() -> None:

@@ -253,6 +253,8 @@ def test_a_rumor_is_told_a_few_times_only() -> None:
     view.hear(TWO, Rumor(ONE, DEAD, 0))
     told = sum(bool(view.view.rumors_for(THREE)) for _ in range(50))
     assert told == 3, "and once with the answer to whom it came from"
+    view.hear(TWO, Rumor(ONE, DEAD, 0))
+    assert view.view.rumors_for(THREE) == (), "old news does not start again"
 
 
 def test_a_ping_carries_a_bounded_number_of_rumors() -> None:

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from protocol.entries import Admission, Body, Cause, Departure, Line
-from protocol.ids import Hash
+from protocol.ids import Hash, PeerId
 from protocol.roster import ALUMNI_MAX, LEAVE_VALID_ROUNDS, Roster
 from tests.machine.making import card, ids, token
 
@@ -57,8 +57,8 @@ def test_coming_back_is_no_longer_former() -> None:
 
 def test_the_memory_of_the_departed_is_bounded() -> None:
     """P8: the oldest are forgotten."""
-    many = tuple(Hash(number.to_bytes(32, "big")) for number in range(ALUMNI_MAX))
-    roster = Roster(P[:2], many).after(body(0, leaves=((0, Cause.LEFT),)))  # type: ignore[arg-type]
+    many = tuple(PeerId(number.to_bytes(32, "big")) for number in range(ALUMNI_MAX))
+    roster = Roster(P[:2], many).after(body(0, leaves=((0, Cause.LEFT),)))
     assert len(roster.alumni) == ALUMNI_MAX
     assert roster.alumni[-1] == P[0]
     assert many[0] not in roster.alumni

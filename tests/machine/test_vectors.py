@@ -1,6 +1,7 @@
 """The wire as it was published: any change of a byte shows up here, and needs a new version."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_every_kind_has_a_vector() -> None:
 
 
 @pytest.mark.parametrize("path", FRAMES, ids=lambda path: path.stem)
-def test_frames_are_read_as_published(path: vectors.Path) -> None:
+def test_frames_are_read_as_published(path: Path) -> None:
     golden = json.loads(path.read_text())
     frame = bytes.fromhex(golden["frame"])
     assert (frame[0], frame[1]) == (1, golden["number"])
