@@ -180,3 +180,18 @@ def check_same_run(kept: Membership, wanted: RunId, home: str) -> None:
             f" the invite is for {short(wanted)}",
             "pass another folder with --home",
         )
+
+
+def check_same_file(kept: Membership, run_file: RunFile, home: str) -> None:
+    """Going on with a run takes the file that founded it: what all agreed on cannot change."""
+    changed = [
+        table
+        for table in ("name", "model", "data", "method", "rules")
+        if getattr(kept.manifest, table) != getattr(run_file, table)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{home} holds the run {kept.manifest.name!r}, which differs from the run file in"
+            f" {', '.join(changed)}",
+            "pass another folder with --home to found a new run",
+        )

@@ -79,7 +79,9 @@ class Node:
         kept = bootstrap.remembered(store)
         if plan.invite is not None and kept is not None:
             bootstrap.check_same_run(kept, plan.invite.run, str(plan.home))
-        if kept is None and plan.run_file is not None:
+        if plan.run_file is not None and kept is not None:
+            bootstrap.check_same_file(kept, plan.run_file, str(plan.home))
+        elif plan.run_file is not None:
             kept = self._found(store, plan.run_file, identity)
         door = kept.door if kept is not None else _door_of(plan)
         transport = ZmqTransport(

@@ -163,7 +163,8 @@ def parse_run_file(raw: Mapping[str, Any], where: str) -> RunFile:
 
 
 def _explain(error: ValidationError, where: str, table: Sequence[str] = ()) -> ConfigError:
-    first = error.errors()[0]
+    # A mistyped key shows twice: as one that is unknown, and as another that is missing.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     loc = [*table, *(str(part) for part in first["loc"])]
     if first["type"] == "extra_forbidden":
         known = sorted(_keys_beside(loc))

@@ -157,7 +157,8 @@ class TrainingWorker:
         if task.entry.round < self._replica.round:
             return  # a rebuild has been past it
         self._replica.merge(task.entry, task.seats)
-        self._tell_state()
+        if self._target == (self._replica.round, self._replica.hash):
+            self._tell_state()  # while catching up, only the last digest is worth its time
         if time.monotonic() >= self._next_checkpoint_s:
             self._save()
 

@@ -1,0 +1,64 @@
+"""Small real runs for tests: a model of a few thousand weights, rounds of a fraction of a second."""
+
+from pathlib import Path
+
+TINY = """
+name = "tiny"
+
+[model]
+kind = "gpt"
+layers = 1
+width = 8
+heads = 1
+context = 16
+
+[data]
+source = "text"
+path = "{text}"
+context = 16
+batch = 2
+held_out_batches = 2
+
+[method]
+name = "spsa"
+learning_rate = {{ peak = "0.001" }}
+probes = {probes}
+
+[rules]
+network = "local"
+window_s = {window_s}
+grace_s = 0.3
+patience_s = {patience_s}
+quorum = "{quorum}"
+heldout_every = 5
+
+[node]
+threads = 1
+checkpoint_s = {checkpoint_s}
+"""
+
+
+def write_run(
+    folder: Path,
+    *,
+    probes: int = 4,
+    quorum: str = "any",
+    window_s: float = 0.3,
+    patience_s: float = 3.0,
+    checkpoint_s: float = 2.0,
+) -> Path:
+    """A run file and its text in `folder`."""
+    text = folder / "text.txt"
+    text.write_text("\n".join(f"{n} times {n} is {n * n}, as everybody knows." for n in range(900)))
+    path = folder / "run.toml"
+    path.write_text(
+        TINY.format(
+            text=text,
+            probes=probes,
+            quorum=quorum,
+            window_s=window_s,
+            patience_s=patience_s,
+            checkpoint_s=checkpoint_s,
+        )
+    )
+    return path

@@ -1,0 +1,191 @@
+"""Swarms of real processes over real sockets."""
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.offline import ReadOnlyStore
+from node.swarm import PeerProcess, Swarm
+from protocol.entries import Entry
+from protocol.restore import entry_at
+from tests.shell.runs import write_run
+
+WAIT_S = 240.0
+
+
+@pytest.fixture
+def swarm(tmp_path: Path) -> Iterator[Swarm]:
+    yield from running(tmp_path, write_run(tmp_path))
+
+
+def running(folder: Path, config: Path) -> Iterator[Swarm]:
+    swarm = Swarm(folder / "swarm", config, ["--threads", "1"])
+    try:
+        yield swarm
+    finally:
+        for peer in swarm.peers:
+            if peer.up:
+                peer.process.kill()
+            peer.process.wait()
+
+
+def grow(swarm: Swarm, peers: int) -> None:
+    """Until all are members."""
+    swarm.found()
+    assert swarm.wait(swarm.invite_file.exists, WAIT_S), swarm.last_words(swarm.peers[0])
+    for _ in range(peers - 1):
+        swarm.join()
+    assert swarm.wait(lambda: members_seen(swarm) == peers, WAIT_S), words(swarm)
+
+
+def members_seen(swarm: Swarm) -> int:
+    """How many members the least informed peer counts."""
+    up = [peer for peer in swarm.peers if not peer.gone]
+    if any(peer.seen is None or not peer.seen["member"] for peer in up):
+        return 0
+    return min(len(peer.seen["members"]) for peer in up if peer.seen)
+
+
+def words(swarm: Swarm) -> str:
+    return "\n".join(f"--- {peer.name}\n{swarm.last_words(peer)}" for peer in swarm.peers)
+
+
+def reach(swarm: Swarm, round: int) -> None:
+    def there() -> bool:
+        up = [peer for peer in swarm.peers if not peer.gone]
+        return all(peer.seen is not None and peer.seen["round"] >= round for peer in up)
+
+    assert swarm.wait(there, WAIT_S, every_s=0.1), f"{swarm.rounds()}\n{words(swarm)}"
+
+
+def entries(peer: PeerProcess) -> list[Entry]:
+    disk = ReadOnlyStore(peer.home)
+    try:
+        found = []
+        while (entry := entry_at(disk, len(found))) is not None:
+            found.append(entry)
+        return found
+    finally:
+        disk.close()
+
+
+def peer_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cli.app", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
+
+
+def ask(*arguments: str) -> dict[str, Any]:
+    done = peer_command(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert isinstance(answer, dict)
+    return answer
+
+
+@pytest.mark.parametrize("quorum", ["any", "majority"])
+def test_kill_nine_of_any_peer(tmp_path: Path, quorum: str) -> None:
+    """P3, P4: during 50 rounds every peer, the founder first, is killed at a random instant.
+
+    The others close the next round within two deadlines; restarted, it is the same peer, and comes
+    to the same digest.
+    """
+    chance = random.Random(f"kill {quorum}")
+    config = write_run(tmp_path, quorum=quorum)
+    for swarm in running(tmp_path, config):
+        grow(swarm, 3)
+        start = max(swarm.rounds().values())
+        for number, victim in enumerate(list(swarm.peers)):
+            identity = victim.seen and victim.seen["peer"]
+            reach(swarm, start + 12 * number + chance.randrange(1, 6))
+            swarm.kill(victim)
+            down_from = max(swarm.rounds().values())
+            reach(swarm, down_from + 4)
+            victim.seen = None
+            swarm.restart(victim)
+            assert swarm.wait(lambda: members_seen(swarm) == 3, WAIT_S), words(swarm)
+            assert victim.seen is not None
+            assert victim.seen["peer"] == identity
+        reach(swarm, start + 50)
+        assert swarm.wait(lambda: swarm.common_digests() is not None, WAIT_S)
+        round, digests = swarm.common_digests() or (0, {})
+        assert len(digests) == 3
+        assert len(set(digests.values())) == 1, f"round {round}: {digests}"
+        assert all(peer.seen and peer.seen["mismatches"] == 0 for peer in swarm.peers)
+        swarm.stop()
+        deadline_ms = 300 + 3_000
+        slow = [(e.round, e.body.took_ms) for e in entries(swarm.peers[0])]
+        assert all(took <= 2 * deadline_ms for round, took in slow if round >= start), slow
+        chains = [[entry.hash for entry in entries(peer)] for peer in swarm.peers]
+        shared = min(map(len, chains))
+        assert shared >= start + 50
+        assert all(chain[:shared] == chains[0][:shared] for chain in chains)
+
+
+def test_leaving_and_coming_back(swarm: Swarm) -> None:
+    """Ctrl-C leaves cleanly: no traceback, an entry lists it; the next start needs no invite (P3)."""
+    grow(swarm, 2)
+    leaver = swarm.peers[1]
+    answer = peer_command("leave", "--home", str(leaver.home))
+    assert answer.returncode == 0, answer.stderr
+    leaver.gone = "left"
+    assert leaver.process.wait(30) == 0
+    assert "Traceback" not in leaver.log.read_text()
+    assert swarm.wait(lambda: members_seen(swarm) == 1, WAIT_S), words(swarm)
+    swarm.invite_file.write_text("")
+    command = (sys.executable, "-m", "cli.app", "join", "--home", str(leaver.home))
+    leaver.command = (*command, "--listen", "tcp://127.0.0.1:0")
+    leaver.seen = None
+    swarm.restart(leaver)
+    assert swarm.wait(lambda: members_seen(swarm) == 2, WAIT_S), words(swarm)
+
+
+def test_a_peer_that_cannot_be_dialled(swarm: Swarm) -> None:
+    """It listens nowhere, and takes part over the connections that it opens itself."""
+    grow(swarm, 2)
+    home = swarm.folder / "hidden"
+    command = (sys.executable, "-m", "cli.app", "join", "--home", str(home))
+    command += ("--invite-file", str(swarm.invite_file), "--listen", "none")
+    log = swarm.folder / "hidden.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+    hidden = PeerProcess("hidden", home, log, command, process)
+    swarm.peers.append(hidden)
+    assert swarm.wait(lambda: members_seen(swarm) == 3, WAIT_S), words(swarm)
+    assert hidden.seen is not None
+    assert hidden.seen["addresses"] == []
+
+    def all_contribute() -> bool:
+        return {line.seat for line in entries(swarm.peers[0])[-1].body.lines} == {0, 1, 2}
+
+    assert swarm.wait(all_contribute, WAIT_S), "its contributions never come into the ledger"
+
+
+def test_the_ledger_is_the_model(swarm: Swarm, tmp_path: Path) -> None:
+    """P1: a patch, applied by another process with other thread counts, gives the same digest."""
+    grow(swarm, 2)
+    reach(swarm, 12)
+    home = str(swarm.peers[0].home)
+    patch = tmp_path / "patch"
+    written = ask("export", str(patch), "--patch", "--home", home)
+    assert written["bytes"] == patch.stat().st_size
+    for threads in ("1", "2"):
+        out = tmp_path / f"model{threads}"
+        done = ask("apply", "-", str(patch), str(out), "--threads", threads)
+        assert done["digest"] == written["digest"]
+        assert (out / "model.safetensors").exists()
+    damaged = bytearray(patch.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    patch.write_bytes(damaged)
+    refused = peer_command("apply", "-", str(patch), str(tmp_path / "never"))
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-2].startswith("error: ")
+    assert not (tmp_path / "never").exists()
+    text = peer_command("generate", "2 times", "--home", home, "--tokens", "8", "--seed", "1")
+    assert text.returncode == 0, text.stderr
+    assert text.stdout.startswith("2 times")
