@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.console import JsonOption, known, print_json, say, size
+from cli.console import DataOption, JsonOption, ModelOption, known, print_json, say, size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,6 +28,8 @@ def up(
         Path | None, typer.Option("--folder", help="Where it all goes; else a new one in runs/.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each peer.")] = 1,
+    model: ModelOption = None,
+    data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Start a local swarm, show it at work, and say where the model is."""
@@ -36,7 +38,9 @@ def up(
 
     run_file = load_run_file(config)
     place = folder or _free_folder(run_file.name)
-    swarm = Swarm(place, config, ["--threads", str(threads)])
+    options = ["--threads", str(threads), *(["--model", model] if model else [])]
+    options += [part for path in data or () for part in ("--data", str(Path(path).resolve()))]
+    swarm = Swarm(place, config, options)
     show = _Show(swarm, rounds, live=not as_json)
     say(f"starting {peers} peers in {place} (their output: {place}/p1.log, ...)")
     try:
