@@ -59,6 +59,5 @@ def apply(
     if as_json:
         print_json(facts)
     else:
-        print(
-            f"{out}: {size(facts['bytes'])}, round {facts['round']}, digest {facts['digest']} checked"
-        )
+        written = size(facts["bytes"])
+        print(f"{out}: {written}, round {replica.round}, digest {facts['digest']} checked")

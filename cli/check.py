@@ -27,7 +27,7 @@ def check(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Validate a run file; say parameters, memory, and bytes per round, measured on this machine."""
+    """Validate a run file; say parameters, memory and bytes per round, measured here."""
     from node.config import load_run_file
 
     from cli.options import node_config

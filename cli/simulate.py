@@ -75,7 +75,8 @@ def _tell(report: "Report") -> None:
         ("sent", f"{size(sent.mean)} a round and peer; most: {sent.max_peer} {size(sent.max)}"),
         (
             "received",
-            f"{size(received.mean)} a round and peer; most: {received.max_peer} {size(received.max)}",
+            f"{size(received.mean)} a round and peer;"
+            f" most: {received.max_peer} {size(received.max)}",
         ),
         ("control", f"{size(report.control_bytes_per_s)}/s a peer"),
         (

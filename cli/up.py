@@ -10,9 +10,8 @@ import typer
 from cli.console import DataOption, JsonOption, ModelOption, known, print_json, say, size
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from node.swarm import PeerProcess, Swarm
+    from rich.table import Table
 
 
 def up(
@@ -165,12 +164,13 @@ class _Show:
 
     def _line(self) -> str:
         best = self._ahead() or {}
+        members = len(best["members"]) if best else "unknown"
         goal = "" if self._rounds is None else f"/{self._rounds}"
         return (
             f"{time.monotonic() - self._started:5.0f} s  round {self.round}{goal}"
             f"  held-out {known(best.get('heldout_loss'), '{:.3f}')}"
             f"  {known(best.get('work_per_s'), '{:.0f}')} probes/s"
-            f"  {size(best.get('bytes_per_s'))}/s a peer  members {len(best['members']) if best else 'unknown'}"
+            f"  {size(best.get('bytes_per_s'))}/s a peer  members {members}"
             f"  digest {(best.get('state') or 'unknown')[:8]}  left {self._left()}"
         )
 

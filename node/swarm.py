@@ -1,6 +1,7 @@
 """A swarm of processes on this machine: start them, look at them, kill one, stop them all.
 
-Used by `peer up`, tests and benchmarks. Each peer has a folder of its own, and its output goes to a file beside it.
+Used by `peer up`, tests and benchmarks. Each peer has a folder of its own, and its output goes to a
+file beside it.
 """
 
 import os
