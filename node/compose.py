@@ -69,9 +69,9 @@ class Node:
 
     def run(self) -> None:
         """Until it is asked to stop. Raises UserError for what a person must mend."""
-        with Store.open(self._plan.home) as store:
-            with EventLog(self._plan.home / "events.jsonl") as log:
-                self._run(store, log)
+        home = self._plan.home
+        with Store.open(home) as store, EventLog(home / "events.jsonl") as log:
+            self._run(store, log)
 
     def _run(self, store: Store, log: EventLog) -> None:
         plan = self._plan

@@ -102,7 +102,7 @@ def read_patch(path: Path) -> Patch:
 
 
 def apply_patch(patch: Patch, replica: Replica, progress: Progress) -> None:
-    """From the base to the patched state. Raises PatchError, or IdentityError if the end differs."""
+    """From the base to the patched state. Raises PatchError, or IdentityError at the end."""
     founder = PeerId(bytes.fromhex(patch.manifest.founder))
     roster = Roster([founder])
     for done, entry in enumerate(patch.entries()):

@@ -1,4 +1,4 @@
-"""What a run would take on this machine: sizes counted, times measured, by doing one round of work."""
+"""What a run would take on this machine: sizes counted, times measured, in one round of work."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""Small real runs for tests: a model of a few thousand weights, rounds of a fraction of a second."""
+"""Small real runs for tests: a few thousand weights, rounds of a fraction of a second."""
 
 from pathlib import Path
 

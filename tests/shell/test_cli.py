@@ -1,4 +1,4 @@
-"""What a person meets: errors in two lines with a next step, stable exit codes, JSON where asked."""
+"""What a person meets: errors of two lines with a next step, stable exit codes, JSON."""
 
 import json
 import socket
