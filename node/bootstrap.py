@@ -96,9 +96,11 @@ def found(
 
 
 def next_card(store: Store, run: RunId, identity: Identity, addresses: Sequence[str]) -> Card:
-    """Our card for this start: the sequence number only ever grows."""
+    """Our card for this start. The sequence number only ever grows, also after an old copy of the
+    home was put back: that is why it starts from the date.
+    """
     kept = store.get("meta", b"card-sequence")
-    sequence = int.from_bytes(kept or b"", "big") + 1
+    sequence = max(int.from_bytes(kept or b"", "big") + 1, int(time.time()))
     store.commit([Write("meta", b"card-sequence", sequence.to_bytes(8, "big"))])
     listed = tuple(addresses)[:8]
     signature = identity.sign(card_bytes(run, identity.peer, sequence, listed))

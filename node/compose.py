@@ -1,6 +1,5 @@
 """The one place that knows every class: a peer, put together and run to its end."""
 
-import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from node.build import Workshop
 from node.config import NodeConfig, RunFile
 from node.control import ControlServer
 from node.driver import Driver, NodeWatcher, ObservedWorker, TransportPort, explain, now_ms
-from node.errors import ConfigError
+from node.errors import ConfigError, UserError
 from node.metrics import Endpoint, Metrics
 from node.offline import keep_settings
 from node.perform import Shell
@@ -56,6 +55,10 @@ class Plan:
     invite_file: Path | None = None  # write an invite here once it can be used
     invite_days: float = INVITE_DAYS
     tell: Tell = lambda text: None  # progress, for a person
+
+
+class HaltedError(UserError):
+    """The protocol cannot go on."""
 
 
 class Node:
@@ -145,6 +148,11 @@ class Node:
         manifest = kept.manifest
         workshop = self._workshop
         if workshop is None:
+            if manifest.data.private and not self._plan.node.data:
+                raise ConfigError(
+                    "the run trains on private data, and nobody but you may say which",
+                    "pass --data with the place of yours",
+                )
             self._tell("loading model and data")
             workshop = Workshop.open(
                 manifest.model, manifest.data, self._plan.node, self._plan.root
@@ -183,7 +191,11 @@ class Node:
         place = Place(
             run, identity.peer, founders, rules.window_ms, plan.home, plan.node.checkpoint_s
         )
-        reports = Reports(self._driver.post, self._driver.fail, progress)
+
+        def merged(seconds: float) -> None:
+            metrics.observe("peer_apply_seconds", seconds)
+
+        reports = Reports(self._driver.post, self._driver.fail, progress, merged)
         worker = TrainingWorker(trainer, place, store, reports)
         watcher = NodeWatcher(log, stats, metrics)
         shell = Shell(peer, TransportPort(transport), store, ObservedWorker(worker, stats), watcher)
@@ -215,8 +227,10 @@ class Node:
         try:
             if self._plan.invite_file is not None:
                 write_invite(self._plan.invite_file, status.invite(self._plan.invite_days))
-            await self._driver.run(peer, shell, watcher, stats, status.count_traffic)
-            await asyncio.sleep(0)
+            halt = await self._driver.run(peer, shell, watcher, stats, status.count_traffic)
+            if not halt.clean:
+                hint = "give each process a home of its own; more in events.jsonl"
+                raise HaltedError(f"this peer stopped: {halt.reason}", hint)
         finally:
             await control.close()
 

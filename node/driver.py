@@ -32,6 +32,7 @@ from protocol.events import (
     StartWork,
     StopAsked,
     Tick,
+    WorkDone,
 )
 from protocol.ids import Millis, PeerId
 from protocol.peer import Peer
@@ -170,6 +171,8 @@ class Driver:
                 event = self._events.popleft() if self._events else Tick()
                 if isinstance(event, Applied):
                     stats.applied(event.round, event.state)
+                elif isinstance(event, WorkDone):
+                    stats.worked(event.payload)
                 perform(peer.handle(event, now_ms()), shell)
                 if watcher.halted is not None:
                     break

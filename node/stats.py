@@ -25,7 +25,8 @@ class Stats:
     train_loss: float | None = None
     heldout_loss: float | None = None
     heldout_round: int | None = None
-    work_total: int = 0  # committed since this process started
+    work_total: int = 0  # committed by all since this process started
+    work_made: int = 0  # on this machine
     contributors: int | None = None
     took_ms: int | None = None
     state: int | None = None
@@ -57,6 +58,12 @@ class Stats:
                 self.heldout_loss, self.heldout_round = line.heldout, entry.round
                 self.curve.append((entry.round, line.heldout))
                 self.metrics.set("peer_heldout_loss", line.heldout)
+
+    def worked(self, payload: bytes) -> None:
+        """A window of work ended on this machine."""
+        work = self.weigh(payload)
+        self.work_made += work
+        self.metrics.add("peer_probes", work)
 
     def applied(self, round: int, state: int) -> None:
         self.state, self.state_round = state, round

@@ -51,6 +51,7 @@ class Reports:
     post: Callable[[Event], None]
     failed: Callable[[BaseException], None]
     progress: Progress
+    merged: Callable[[float], None]  # how many seconds one entry took
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,9 @@ class TrainingWorker:
     def _apply(self, task: Apply) -> None:
         if task.entry.round < self._replica.round:
             return  # a rebuild has been past it
+        started = time.monotonic()
         self._replica.merge(task.entry, task.seats)
+        self._reports.merged(time.monotonic() - started)
         if self._target == (self._replica.round, self._replica.hash):
             self._tell_state()  # while catching up, only the last digest is worth its time
         if time.monotonic() >= self._next_checkpoint_s:

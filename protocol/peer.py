@@ -396,8 +396,12 @@ class Peer:
         core.membership.hear_view(sender, message.rumors, core.now)
         for card in message.cards:
             known = core.cards.get(card.peer)
-            if card.peer == core.me or (known is not None and known.sequence >= card.sequence):
+            if known is not None and known.sequence >= card.sequence:
                 continue
+            if card.peer == core.me:
+                core.judge.check_card(card)
+                self._halt("another process runs with this identity", clean=False)
+                return
             if core.head.roster.knows(card.peer):
                 core.judge.check_card(card)
                 core.learn_card(card)

@@ -44,14 +44,16 @@ def load(
     options: dict[str, Any] = {"trust_remote_code": False}
     if revision is not None:
         options["revision"] = revision
+    loading = {**options, "use_safetensors": True}  # never a pickle
     if gguf_file is not None:
         options["gguf_file"] = gguf_file
+        loading = options
     kind = "AutoModelForCausalLM" if head == "causal-lm" else "AutoModelForSequenceClassification"
     extra = {"num_labels": labels} if labels is not None else {}
     with quiet(transformers), _explained(path):
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
         module, report = getattr(transformers, kind).from_pretrained(
-            where, dtype=torch.float32, output_loading_info=True, **options, **extra
+            where, dtype=torch.float32, output_loading_info=True, **loading, **extra
         )
     _fill_missing(module, report["missing_keys"])
     _plain(module)

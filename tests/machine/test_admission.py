@@ -20,6 +20,7 @@ from protocol.messages import (
     Ping,
     Refused,
     Rumor,
+    View,
     Welcome,
 )
 from tests.machine.making import (
@@ -289,3 +290,14 @@ def test_a_message_for_another_run_is_not_understood() -> None:
     door = Door(ME, MEMBERS)
     door.hear(b"guest", Hello(foreign, token(ONE)))
     assert door.sent(Refused)
+
+
+def test_a_twin_ends_the_elder() -> None:
+    """Our own card, newer than ours: another process runs with this identity (P6)."""
+    door = Door(ME, MEMBERS)
+    door.hear(ONE, View((), (replace(card(ME), sequence=1 << 40),), wants_reply=False))
+    assert not door.of(Halt), "anybody could say so; a false signature halts nobody"
+    door.hear(ONE, View((), (card(ME, sequence=1 << 40),), wants_reply=False))
+    (halt,) = door.of(Halt)
+    assert not halt.clean
+    assert "identity" in halt.reason
