@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN_ROUNDS ?= 150
 
-.PHONY: run test lint proofs fuzz simulate bench chaos clean
+.PHONY: run test lint proofs fuzz simulate bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/peer up configs/stdlib-gpt.toml --peers 4 --rounds $(RUN_ROUNDS) --churn
@@ -32,9 +32,6 @@ simulate: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	@for bench in perturb merge probe probe_memory traffic newcomer simulator; do \
 		$(BIN)/python tests/bench/$$bench.py || exit 1; done
-
-chaos: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m slow tests/chaos
 
 # torch first, by itself: its exact version has a CPU build, any other can pull gigabytes.
 $(VENV)/.installed: pyproject.toml constraints.txt

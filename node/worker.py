@@ -141,8 +141,9 @@ class TrainingWorker:
         if self._target != place or (self._replica.round, self._replica.hash) != place:
             return  # the round closed before we came to it
         state = self._replica.digest()
-        heldout = self._trainer.heldout() if task.heldout else None
+        # Measuring the held-out loss is part of the window, or this peer would be late by it.
         end_s = time.monotonic() + self._place.window_ms / 1000
+        heldout = self._trainer.heldout() if task.heldout else None
         context = RoundContext(
             self._place.run,
             task.round,

@@ -9,8 +9,9 @@ suspicion shortens as others confirm it; a suspect is told so with the next ping
 Sources: Das, Gupta, Motivala, "SWIM" (2002); Dadgar, Phillips, Currey, "Lifeguard" (2017).
 """
 
+import heapq
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,6 +21,7 @@ from protocol.ids import Millis, PeerId, digest
 from protocol.messages import Ack, Head, Health, Message, Nack, Ping, PingRequest, Rumor
 from protocol.roster import Roster
 from protocol.rules import Rules
+from protocol.spreading import Spreading
 
 _AWARENESS_MAX: Final = 8
 _SUSPICION_STRETCH: Final = 3  # an unconfirmed suspicion lasts this many times a confirmed one
@@ -76,7 +78,8 @@ class Membership:
         self._roster = roster
         self._view: dict[PeerId, Rumor] = {}  # only what differs from alive at incarnation 0
         self._suspicions: dict[PeerId, _Suspicion] = {}
-        self._spreading: dict[PeerId, int] = {}  # rumor's subject -> times told
+        self._deaths: list[tuple[int, PeerId]] = []  # a heap: when suspects die; may hold old ones
+        self._spreading = Spreading()
         # No longer members, to be called now and then: a half that was cut off may be among them.
         self._former: dict[PeerId, None] = dict.fromkeys(roster.alumni[-_FORMER_MAX:])
         self._queue: list[PeerId] = []
@@ -87,8 +90,8 @@ class Membership:
         self._awareness = 0
         self._next_ms: int = now + dice.below(rules.ping_interval_ms)
         self.incarnation = 0
+        self._down: set[PeerId] = set()  # members that are not alive
         # Read far more often than they change; None: to be computed anew.
-        self._down: frozenset[PeerId] | None = None
         self._others_up: tuple[PeerId, ...] | None = None
         self._first_death_ms: float | None = None
 
@@ -98,28 +101,21 @@ class Membership:
         rumor = self._view.get(peer)
         return rumor.health if rumor else Health.ALIVE
 
-    def down(self) -> frozenset[PeerId]:
-        """Members that are not alive: suspects too."""
-        if self._down is None:
-            self._down = frozenset(
-                peer
-                for peer, rumor in self._view.items()
-                if rumor.health is not Health.ALIVE and peer in self._roster and peer != self._me
-            )
+    def down(self) -> Set[PeerId]:
+        """Members that are not alive: suspects too. Changes with the view."""
         return self._down
 
     def dead(self) -> list[PeerId]:
-        return sorted(peer for peer in self.down() if self.health(peer) >= Health.DEAD)
+        return sorted(peer for peer in self._down if self.health(peer) >= Health.DEAD)
 
     def alive(self) -> list[PeerId]:
         """Members that are alive, this peer among them, sorted."""
-        down = self.down()
-        return [peer for peer in self._roster.members if peer not in down]
+        return [peer for peer in self._roster.members if peer not in self._down]
 
     def others_up(self) -> tuple[PeerId, ...]:
         """Members not held for dead, without this peer."""
         if self._others_up is None:
-            gone = {peer for peer in self.down() if self._view[peer].health >= Health.DEAD}
+            gone = {peer for peer in self._down if self._view[peer].health >= Health.DEAD}
             gone.add(self._me)
             self._others_up = tuple(peer for peer in self._roster.members if peer not in gone)
         return self._others_up
@@ -157,7 +153,7 @@ class Membership:
             if peer not in roster:
                 self._view.pop(peer, None)
                 self._suspicions.pop(peer, None)
-                self._spreading.pop(peer, None)
+                self._spreading.discard(peer)
                 self._heard_ms.pop(peer, None)
                 self._former[peer] = None
         for peer in [peer for peer in self._former if peer in roster]:
@@ -165,7 +161,11 @@ class Membership:
         while len(self._former) > _FORMER_MAX:
             del self._former[next(iter(self._former))]
         self._roster = roster
-        self._changed()
+        self._down = {peer for peer in self._view if self._is_down(peer)}
+        self._others_up = self._first_death_ms = None
+        self._deaths.clear()
+        for peer in self._suspicions:
+            self._schedule_death(peer)
 
     def heard(self, peer: PeerId, now: Millis) -> None:
         """Any authenticated message shows that its sender is up."""
@@ -221,16 +221,10 @@ class Membership:
 
     def rumors_for(self, peer: PeerId) -> tuple[Rumor, ...]:
         """The least told rumors; a suspect always hears of its own suspicion."""
-        told = sorted(self._spreading.items(), key=lambda item: (item[1], item[0]))[:RUMORS_MAX]
-        subjects = [subject for subject, _ in told]
+        limit = 3 * math.ceil(math.log10(len(self._roster) + 1)) + 1
+        subjects = self._spreading.take(RUMORS_MAX, limit)
         if self.health(peer) is not Health.ALIVE and peer not in subjects:
             subjects = [peer, *subjects][:RUMORS_MAX]
-        limit = 3 * math.ceil(math.log10(len(self._roster) + 1)) + 1
-        for subject, times in told:
-            if times + 1 >= limit:
-                del self._spreading[subject]
-            else:
-                self._spreading[subject] = times + 1
         return tuple(self._rumor(subject) for subject in subjects)
 
     def mark_left(self, peer: PeerId, now: Millis) -> None:
@@ -243,15 +237,24 @@ class Membership:
 
     # Inside
 
-    def _changed(self) -> None:
-        """The view, the suspicions or the members."""
-        self._down = self._others_up = self._first_death_ms = None
+    def _is_down(self, peer: PeerId) -> bool:
+        return self.health(peer) is not Health.ALIVE and peer in self._roster and peer != self._me
+
+    def _schedule_death(self, peer: PeerId) -> None:
+        heapq.heappush(self._deaths, (self._dies_at(peer), peer))
+        self._first_death_ms = None
 
     def _next_death_ms(self) -> float:
         """When the first suspect is held for dead."""
         if self._first_death_ms is None:
-            self._first_death_ms = min(map(self._dies_at, self._suspicions), default=math.inf)
+            while self._deaths and not self._is_due(*self._deaths[0]):
+                heapq.heappop(self._deaths)
+            self._first_death_ms = self._deaths[0][0] if self._deaths else math.inf
         return self._first_death_ms
+
+    def _is_due(self, at_ms: int, peer: PeerId) -> bool:
+        """Does the suspicion still stand, and end then?"""
+        return peer in self._suspicions and self._dies_at(peer) == at_ms
 
     def _next_sequence(self) -> int:
         self._sequence = (self._sequence + 1) % _SEQUENCES
@@ -276,7 +279,7 @@ class Membership:
             self.incarnation = max(self.incarnation, rumor.incarnation)
             return
         self.incarnation = min(rumor.incarnation + 1, _SEQUENCES - 1)
-        self._spreading[self._me] = 0
+        self._spreading.add(self._me)
         self._trust_less()
 
     def _believe(self, sender: PeerId, rumor: Rumor, now: Millis) -> None:
@@ -285,21 +288,28 @@ class Membership:
             accusers = self._suspicions[rumor.peer].accusers
             if len(accusers) < _CONFIRMATIONS and sender not in accusers:
                 accusers.add(sender)
-                self._spreading[rumor.peer] = 0
-                self._changed()
+                self._spreading.add(rumor.peer)
+                self._schedule_death(rumor.peer)
             return
         if (rumor.incarnation, rumor.health) <= (mine.incarnation, mine.health):
             return
         self._adopt(sender, rumor, now)
 
     def _adopt(self, sender: PeerId, rumor: Rumor, now: Millis) -> None:
+        was_dead = self.health(rumor.peer) >= Health.DEAD
         self._view[rumor.peer] = rumor
-        self._spreading[rumor.peer] = 0
-        self._changed()
+        self._spreading.add(rumor.peer)
+        if self._is_down(rumor.peer):
+            self._down.add(rumor.peer)
+        else:
+            self._down.discard(rumor.peer)
+        if was_dead != (rumor.health >= Health.DEAD):
+            self._others_up = None
         if rumor.health is Health.SUSPECT:
             self._suspicions[rumor.peer] = _Suspicion(now, {sender})
-        else:
-            self._suspicions.pop(rumor.peer, None)
+            self._schedule_death(rumor.peer)
+        elif self._suspicions.pop(rumor.peer, None) is not None:
+            self._first_death_ms = None
 
     def _dies_at(self, peer: PeerId) -> int:
         suspicion = self._suspicions[peer]
@@ -310,9 +320,9 @@ class Membership:
         return suspicion.since_ms + int(least * (1.0 + (_SUSPICION_STRETCH - 1) * share))
 
     def _expire(self, now: Millis) -> Iterator[Outgoing]:
-        if now >= self._next_death_ms():
-            for peer in [peer for peer in self._suspicions if now >= self._dies_at(peer)]:
-                self._adopt(self._me, Rumor(peer, Health.DEAD, self._rumor(peer).incarnation), now)
+        while now >= self._next_death_ms():
+            peer = self._deaths[0][1]
+            self._adopt(self._me, Rumor(peer, Health.DEAD, self._rumor(peer).incarnation), now)
         for sequence in [seq for seq, relay in self._relays.items() if now >= relay.ends_ms]:
             relay = self._relays.pop(sequence)
             yield relay.asker, Nack(relay.sequence)
