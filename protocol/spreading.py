@@ -31,16 +31,15 @@ class Spreading:
 
     def take(self, count: int, limit: int) -> list[PeerId]:
         """At most `count`, each told once more by this; what was told `limit` times is old news."""
-        taken: list[tuple[int, PeerId]] = []
+        taken: dict[PeerId, None] = {}
         while self._queue and len(taken) < count:
             times, peer = heapq.heappop(self._queue)
-            if self._times.get(peer) != times:
-                continue
-            taken.append((times + 1, peer))
-            self._times[peer] = times + 1
-        for times, peer in taken:
-            if times >= limit:
+            if self._times.get(peer) == times:
+                taken[peer] = None
+        for peer in taken:
+            self._times[peer] += 1
+            if self._times[peer] >= limit:
                 del self._times[peer]
             else:
-                heapq.heappush(self._queue, (times, peer))
-        return [peer for _, peer in taken]
+                heapq.heappush(self._queue, (self._times[peer], peer))
+        return list(taken)
