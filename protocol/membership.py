@@ -28,6 +28,7 @@ _SUSPICION_STRETCH: Final = 3  # an unconfirmed suspicion lasts this many times 
 _CONFIRMATIONS: Final = 3
 _SEQUENCES: Final = 1 << 32
 _FORMER_MAX: Final = 64
+_DEATHS_SLACK: Final = 64
 _RELAYS_MAX: Final = 256
 _RELAYS_EACH_MAX: Final = 4
 _DAY_MS: Final = 86_400_000
@@ -241,6 +242,9 @@ class Membership:
         return self.health(peer) is not Health.ALIVE and peer in self._roster and peer != self._me
 
     def _schedule_death(self, peer: PeerId) -> None:
+        if len(self._deaths) > 4 * len(self._suspicions) + _DEATHS_SLACK:
+            self._deaths = [(self._dies_at(suspect), suspect) for suspect in self._suspicions]
+            heapq.heapify(self._deaths)
         heapq.heappush(self._deaths, (self._dies_at(peer), peer))
         self._first_death_ms = None
 

@@ -69,6 +69,8 @@ from protocol.rules import Rules
 STOP_MS_MAX: Final = 3_000
 _STATES_KEPT: Final = 64
 _STORY_LENGTH: Final = 64
+# In one view; a card has some 150 bytes, and views are compared every few seconds (P8).
+_VIEW_CARDS: Final = 64
 
 Decode = Callable[[bytes], Message]
 
@@ -385,7 +387,7 @@ class Peer:
         cards = [core.cards[peer] for peer in core.head.roster.members if peer in core.cards]
         return View(
             tuple(core.dice.pick(core.membership.view(), codec.VIEW_RUMORS_MAX)),
-            tuple(core.dice.pick(cards, codec.VIEW_CARDS_MAX)),
+            tuple(core.dice.pick(cards, _VIEW_CARDS)),
             wants_reply,
         )
 

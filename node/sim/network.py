@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from protocol.ids import PeerId
 
+# Connections share a link packet by packet, so what fits a few packets does not wait for a megabyte
+# to somebody else: only for what a modem has in its buffer.
+SMALL_BYTES = 4_096
+BUFFER_MS = 100.0
+
 # Ethernet, IP and TCP headers, and ZeroMQ's CURVE framing, of one small message.
 FRAME_OVERHEAD_BYTES = 101
 
@@ -94,6 +99,8 @@ class Network:
         """When the last byte is through a queue of this rate."""
         if not rate:
             return now_ms
-        done = max(now_ms, free.get(peer, 0.0)) + size / rate
-        free[peer] = done
-        return done
+        starts = max(now_ms, free.get(peer, 0.0))
+        free[peer] = starts + size / rate
+        if size <= SMALL_BYTES:
+            starts = min(starts, now_ms + BUFFER_MS)
+        return starts + size / rate
