@@ -279,17 +279,6 @@ def test_a_full_database_keeps_what_was_committed(store: Store) -> None:
     assert store.get("votes", b"\x01") == b"v1"
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    where = tmp_path / "disk"
-    where.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(where)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("may not mount a small file system here")
-    yield where
-    subprocess.run(["umount", str(where)], check=True)
-
-
 def test_a_full_disk_keeps_what_was_committed(small_disk: Path) -> None:
     home = small_disk / "home"
     ballast = small_disk / "ballast"

@@ -190,3 +190,33 @@ def test_the_ledger_is_the_model(swarm: Swarm, tmp_path: Path) -> None:
     text = peer_command("generate", "2 times", "--home", home, "--tokens", "8", "--seed", "1")
     assert text.returncode == 0, text.stderr
     assert text.stdout.startswith("2 times")
+
+
+def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
+    """Two lines and an exit code; with room again, it goes on with what it had (P3)."""
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(1_600_000))
+    home = small_disk / "home"
+    command = ("start", str(write_run(tmp_path)), "--home", str(home), "--threads", "1")
+    command += ("--listen", "tcp://127.0.0.1:0")
+    full = peer_command(*command)
+    assert full.returncode == 1, full.stderr
+    assert "Traceback" not in full.stderr
+    error, hint = full.stderr.splitlines()[-2:]
+    assert error.startswith("error: no room left")
+    assert hint.startswith("hint: ")
+    ballast.unlink()
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        full_command = (sys.executable, "-m", "cli.app", *command)
+        process = subprocess.Popen(full_command, stdout=out, stderr=out)
+    peer = PeerProcess("p1", home, log, full_command, process)
+    swarm = Swarm(tmp_path, tmp_path / "run.toml")
+    swarm.peers.append(peer)
+    try:
+        closed = len(entries(peer))
+        assert swarm.wait(lambda: bool(peer.seen and peer.seen["round"] > closed), WAIT_S)
+    finally:
+        process.kill()
+        process.wait()
+    assert closed > 0, "rounds were closed before the disk was full, and are kept"
