@@ -63,10 +63,10 @@ def _free_folder(name: str) -> Path:
 def _script(swarm: "Swarm", peers: int, churn: int | None, show: "_Show") -> Iterator[None]:
     """What happens on the way; resumed at every look."""
     swarm.found()
-    while not swarm.invite_file.exists():
-        yield
     for _ in range(peers - 1):
-        swarm.join()
+        swarm.join()  # they wait for the founder's invite
+    while any(peer.seen is None or not peer.seen["member"] for peer in swarm.peers):
+        yield
     if churn is None:
         return
     while show.round < churn // 3:
