@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from cli import app
+from node import bootstrap
+from node.config import load_run_file
 from node.store import Store
 from protocol.entries import Token
+from protocol.identity import Identity
 from protocol.ids import PeerId, RunId
 from protocol.invites import Contact, Invite, encode_invite
 from tests.shell.runs import write_run
@@ -192,3 +195,33 @@ def test_simulate_prints_json(peer: Run) -> None:
     report = json.loads(out)
     assert report["rounds"] >= 3
     assert report["digests_equal"]
+
+
+def test_a_home_holds_one_run(peer: Run, tmp_path: Path) -> None:
+    """Another run file, or an invite for another run, is refused; nothing in the home changes."""
+    home = tmp_path / "home"
+    run_file = load_run_file(write_run(tmp_path))
+    with Store.open(home) as store:
+        identity = Identity(store.identity())
+        kept = bootstrap.found(store, run_file, identity, bytes(32), None)
+    listen = ("--home", str(home), "--listen", "tcp://127.0.0.1:0")
+    code, _, err = peer("start", edited(tmp_path, "probes = 4", "probes = 5"), *listen)
+    assert code == 2
+    assert "differs from the run file in method" in complaint(err)[0]
+    code, _, err = peer("join", invite(run=b"\x07" * 32), *listen)
+    assert code == 2
+    assert "belongs to the run 'tiny'" in complaint(err)[0]
+    with Store.open(home) as store:
+        assert bootstrap.remembered(store) == kept
+
+
+def test_a_model_that_is_not_the_runs(peer: Run, tmp_path: Path) -> None:
+    """The manifest names the starting weights by hash; other ones are not trained."""
+    home = tmp_path / "home"
+    run_file = load_run_file(write_run(tmp_path))
+    with Store.open(home) as store:
+        bootstrap.found(store, run_file, Identity(store.identity()), bytes(32), bytes(32))
+    config = str(tmp_path / "run.toml")
+    code, _, err = peer("start", config, "--home", str(home), "--listen", "tcp://127.0.0.1:0")
+    assert code == 3
+    assert "not the one that the run was founded with" in complaint(err)[0]
