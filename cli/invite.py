@@ -18,5 +18,5 @@ def invite(
 
     answer = ask(find_home(home), {"do": "invite", "days": days})
     if "error" in answer:
-        raise UserError(answer["error"].removeprefix("not a request: "), "see peer invite --help")
+        raise UserError(answer["error"], answer.get("hint", "see peer invite --help"))
     print_json(answer) if as_json else print(answer["invite"])

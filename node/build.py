@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from node.config import Manifest, NodeConfig, RunFile
+from node.config import Manifest, NodeConfig
 from node.errors import ConfigError, IdentityError
 from node.kernels import kernels_for
 from node.methods.parts.setup import Setup
@@ -108,10 +108,6 @@ class Workshop:
             return build_method(method, setup(fresh)).replicated_state()  # type: ignore[arg-type]
 
         return Trainer(built, lambda: held_out_loss(self.model.module, batches), initial_state)
-
-
-def open_workshop(run_file: RunFile, root: Path) -> Workshop:
-    return Workshop.open(run_file.model, run_file.data, run_file.node, root)
 
 
 def _build(model: AnyModel, node: NodeConfig, root: Path, device: torch.device) -> Model:

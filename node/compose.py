@@ -15,7 +15,7 @@ from node.bootstrap import Knocker, Membership
 from node.build import Workshop
 from node.config import NodeConfig, RunFile
 from node.control import ControlServer
-from node.driver import Driver, NodeWatcher, ObservedWorker, TransportPort, explain, now_ms
+from node.driver import Driver, NodeWatcher, ObservedWorker, TransportPort, now_ms
 from node.errors import ConfigError, UserError
 from node.metrics import Endpoint, Metrics
 from node.offline import keep_settings
@@ -59,6 +59,10 @@ class Plan:
 
 class HaltedError(UserError):
     """The protocol cannot go on."""
+
+
+class InviteError(UserError):
+    """Nobody could use such an invite."""
 
 
 class Node:
@@ -210,9 +214,10 @@ class Node:
         endpoint = _endpoint(plan.node, metrics)
         try:
             uvloop.run(self._loop(peer, shell, watcher, stats, status))
-        except BaseException as error:
-            if explain(error) is None:
-                log.error("crash", error=repr(error), story=list(peer.story))
+        except UserError:
+            raise
+        except Exception as error:
+            log.error("crash", error=repr(error), story=list(peer.story))
             raise
         finally:
             if endpoint is not None:
@@ -225,14 +230,22 @@ class Node:
         control = ControlServer(self._plan.home, status.answer)
         await control.start()
         try:
-            if self._plan.invite_file is not None:
-                write_invite(self._plan.invite_file, status.invite(self._plan.invite_days))
+            self._offer_invite(status)
             halt = await self._driver.run(peer, shell, watcher, stats, status.count_traffic)
             if not halt.clean:
                 hint = "give each process a home of its own; more in events.jsonl"
                 raise HaltedError(f"this peer stopped: {halt.reason}", hint)
         finally:
             await control.close()
+
+    def _offer_invite(self, status: "_Status") -> None:
+        path = self._plan.invite_file
+        if path is None:
+            return
+        try:
+            write_invite(path, status.invite(self._plan.invite_days))
+        except InviteError as error:
+            self._tell(f"no invite was written: {error.message}; {error.hint}")
 
     def stop(self) -> None:
         self._driver.post(StopAsked())
@@ -274,15 +287,13 @@ class _Status:
             case "leave":
                 self._node.stop()
                 return {"leaving": True}
-            case "curve":
-                return {"heldout": list(self._stats.curve)}
             case other:
                 raise ValueError(f"unknown request {other!r}")
 
     def invite(self, days: float) -> str:
-        """Raises ValueError for a duration that is none."""
+        """Raises InviteError."""
         if not 0 < days <= 3650:
-            raise ValueError("an invite lasts more than 0 and at most 3650 days")
+            raise InviteError("an invite lasts more than 0 and at most 3650 days", "pass --days 7")
         expires_s = int(time.time() + days * 86_400)
         token = mint_token(self._identity, self._kept.run, expires_s, os.urandom(8))
         contacts = [Contact(self._identity.peer, self._addresses)]
@@ -292,7 +303,10 @@ class _Status:
                 contacts.append(Contact(member, addresses))
         reachable = tuple(contact for contact in contacts if contact.addresses)
         if not reachable:
-            raise ValueError("no member of this run can be dialled, so nobody could use an invite")
+            raise InviteError(
+                "no member of this run that is up can be dialled",
+                "pass --listen tcp://0.0.0.0:7700, or ask a member that can be dialled",
+            )
         return encode_invite(Invite(self._kept.run, self._kept.door, reachable, token))
 
     def count_traffic(self) -> None:

@@ -54,6 +54,8 @@ class ControlServer:
             line = await asyncio.wait_for(reader.readline(), _WAIT_S)
             try:
                 reply = self._answer(json.loads(line))
+            except UserError as error:
+                reply = {"error": error.message, "hint": error.hint}
             except (ValueError, KeyError, TypeError) as error:
                 reply = {"error": f"not a request: {error}"}
             writer.write(json.dumps(reply).encode() + b"\n")

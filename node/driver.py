@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from node.errors import UserError
 from node.metrics import Metrics
 from node.perform import Shell, perform
 from node.ports import Worker
@@ -198,8 +197,3 @@ class Driver:
         if self._signals > 1:
             os._exit(130)
         self.post(StopAsked())
-
-
-def explain(error: BaseException) -> UserError | None:
-    """An error that a person can mend, if it is one."""
-    return error if isinstance(error, UserError) else None

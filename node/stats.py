@@ -3,7 +3,6 @@
 """
 
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,6 @@ from node.metrics import Metrics
 from node.telemetry import Rates
 from protocol.entries import Entry
 
-_CURVE_MAX = 10_000
 _STATES_KEPT = 64
 
 
@@ -36,7 +34,6 @@ class Stats:
     mismatches: int = 0
     switches: int = 0
     late: int = 0
-    curve: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_CURVE_MAX))
     _work: Rates = field(default_factory=lambda: Rates(_now_ms(), 20_000))
     _moved: Rates = field(default_factory=lambda: Rates(_now_ms(), 20_000))
     _moved_total: int = 0
@@ -56,7 +53,6 @@ class Stats:
         for line in lines:
             if line.heldout is not None:
                 self.heldout_loss, self.heldout_round = line.heldout, entry.round
-                self.curve.append((entry.round, line.heldout))
                 self.metrics.set("peer_heldout_loss", line.heldout)
 
     def worked(self, payload: bytes) -> None:
@@ -81,7 +77,7 @@ class Stats:
         shown = {
             name: value
             for name, value in ((name, getattr(self, name)) for name in self.__slots__)
-            if not name.startswith("_") and name not in ("weigh", "metrics", "curve")
+            if not name.startswith("_") and name not in ("weigh", "metrics")
         }
         shown["state"] = None if self.state is None else f"{self.state:016x}"
         shown["work_per_s"] = self._work.per_s(_now_ms())

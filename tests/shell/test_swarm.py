@@ -220,3 +220,29 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert closed > 0, "rounds were closed before the disk was full, and are kept"
+
+
+def test_a_founder_that_cannot_be_dialled(tmp_path: Path) -> None:
+    """It trains alone, and says why nobody can be invited."""
+    config = write_run(tmp_path)
+    swarm = Swarm(tmp_path, config)
+    home, log = tmp_path / "home", tmp_path / "log"
+    command = (sys.executable, "-m", "cli.app", "start", str(config), "--home", str(home))
+    command += ("--listen", "none", "--threads", "1")
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+    founder = PeerProcess("p1", home, log, command, process)
+    swarm.peers.append(founder)
+    try:
+        assert swarm.wait(lambda: bool(founder.seen and founder.seen["round"] > 1), WAIT_S), words(
+            swarm
+        )
+        assert "no invite was written" in founder.log.read_text()
+        refused = peer_command("invite", "--home", str(founder.home))
+        assert refused.returncode == 1
+        assert refused.stderr.splitlines()[-1].startswith("hint: pass --listen")
+        swarm.stop()
+        assert founder.process.returncode == 0
+    finally:
+        founder.process.kill()
+        founder.process.wait()
