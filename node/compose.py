@@ -15,22 +15,25 @@ from node.bootstrap import Knocker, Membership
 from node.build import Workshop
 from node.config import NodeConfig, RunFile
 from node.control import ControlServer
+from node.donor import Donor
 from node.driver import Driver, NodeWatcher, ObservedWorker, TransportPort, now_ms
 from node.errors import ConfigError, UserError
 from node.metrics import Endpoint, Metrics
 from node.offline import keep_settings
 from node.perform import Shell
+from node.snapshots import Snapshots
 from node.stats import Stats
 from node.store import Store
 from node.telemetry import EventLog
 from node.transport_zmq import Inbound, ZmqTransport
 from node.worker import Place, Reports, TrainingWorker
+from protocol.codec import encode
 from protocol.events import Started, StopAsked
 from protocol.identity import Identity
 from protocol.ids import Hash, PeerId, short
 from protocol.invites import Contact, Invite, encode_invite, mint_token
 from protocol.ledger import Judge, Mark, Write
-from protocol.messages import Health
+from protocol.messages import Health, Message
 from protocol.peer import Peer
 from protocol.restore import restore, saved_cards
 from protocol.roster import Roster
@@ -192,24 +195,32 @@ class Node:
             stats.activity = f"{what} {done}/{total}"
             self._tell(stats.activity)
 
-        place = Place(
-            run, identity.peer, founders, rules.window_ms, plan.home, plan.node.checkpoint_s
-        )
+        def send(to: PeerId, message: Message) -> None:
+            transport.send(to, encode(message))
+
+        place = Place(run, identity.peer, founders, rules)
+        watcher = NodeWatcher(log, stats, metrics, self._tell)
+        snapshots = Snapshots(plan.home, store, rules.snapshot_every)
 
         def merged(seconds: float) -> None:
             metrics.observe("peer_apply_seconds", seconds)
 
-        reports = Reports(self._driver.post, self._driver.fail, progress, merged)
-        worker = TrainingWorker(trainer, place, store, reports)
-        watcher = NodeWatcher(log, stats, metrics)
-        shell = Shell(peer, TransportPort(transport), store, ObservedWorker(worker, stats), watcher)
+        post, fail = self._driver.post, self._driver.fail
+        reports = Reports(post, send, watcher.note, fail, progress, merged)
+        worker = TrainingWorker(trainer, place, store, snapshots, reports)
+        donor = Donor(snapshots, send, post, fail, plan.node.upload_mbit * 125_000)
+        observed = ObservedWorker(worker, stats)
+        shell = Shell(peer, TransportPort(transport), store, observed, donor, watcher)
         card = bootstrap.next_card(store, run, identity, addresses)
-        status = _Status(self, peer, stats, transport, kept, identity, workshop, card.addresses)
+        status = _Status(
+            self, peer, stats, transport, kept, identity, workshop, card.addresses, snapshots, donor
+        )
         cards = tuple(card for card in saved_cards(store) if card.peer != identity.peer)
         for known in cards:
             transport.set_peer(known.peer, known.addresses)
         self._driver.post(Started(card, cards, kept.token))
         worker.start()
+        donor.start()
         self._tell(f"peer {short(identity.peer)} is up on {', '.join(addresses) or 'no address'}")
         endpoint = _endpoint(plan.node, metrics)
         try:
@@ -222,6 +233,7 @@ class Node:
         finally:
             if endpoint is not None:
                 endpoint.close()
+            donor.close()
             worker.close(_CLOSE_S)
 
     async def _loop(
@@ -272,8 +284,11 @@ class _Status:
         identity: Identity,
         workshop: Workshop,
         addresses: tuple[str, ...],
+        snapshots: Snapshots,
+        donor: Donor,
     ) -> None:
         self._addresses = addresses
+        self._snapshots, self._donor = snapshots, donor
         self._node, self._peer, self._stats = node, peer, stats
         self._transport, self._kept, self._identity = transport, kept, identity
         self._workshop = workshop
@@ -366,6 +381,11 @@ class _Status:
             "refused_handshakes": counters.refused_handshakes,
             "faults": sum(peer.faults.values()),
             "disk_bytes": _folder_bytes(self._node.home),
+            "snapshots": self._snapshots.rounds(),
+            "snapshot_bytes": self._snapshots.disk_bytes(),
+            "chunks_served_bytes": self._donor.served_bytes,
+            "chunks_fetched_bytes": self._donor.fetched_bytes,
+            "damaged_chunks": self._snapshots.damaged,
             **self._stats.as_json(),
         }
 

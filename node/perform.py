@@ -4,22 +4,32 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import assert_never
 
-from node.ports import Disk, Transport, Watcher, Worker
+from node.ports import Blobs, Disk, Transport, Watcher, Worker
 from protocol.codec import encode
 from protocol.events import (
     Apply,
     Connect,
     Disconnect,
+    DropBlob,
     Effect,
     GiveBack,
     Halt,
+    Hold,
     Note,
+    OfferBlob,
+    OpenBlob,
+    Patch,
     Rebuild,
+    Restore,
     Save,
     Send,
     ServeEntries,
+    ServeMend,
+    ServePieces,
     StartWork,
     StopWork,
+    StorePiece,
+    TakeChecks,
 )
 from protocol.messages import Entries
 from protocol.peer import Peer
@@ -34,6 +44,7 @@ class Shell:
     transport: Transport
     disk: Disk
     worker: Worker
+    blobs: Blobs
     watcher: Watcher
 
 
@@ -67,6 +78,26 @@ def perform(effects: Iterable[Effect], shell: Shell) -> None:
                 found = entries_after(shell.disk, effect.locators)
                 reply = Entries(found, shell.peer.ledger.summary())
                 shell.transport.send(effect.to, encode(reply))
+            case OfferBlob():
+                shell.blobs.offer(effect.to, effect.root)
+            case ServePieces():
+                shell.blobs.serve(effect)
+            case OpenBlob():
+                shell.blobs.open(effect)
+            case StorePiece():
+                shell.blobs.put(effect)
+            case DropBlob():
+                shell.blobs.drop(effect.root)
+            case Hold():
+                shell.worker.hold(effect)
+            case Restore():
+                shell.worker.restore(effect)
+            case TakeChecks():
+                shell.worker.take_checks(effect)
+            case ServeMend():
+                shell.worker.serve_mend(effect)
+            case Patch():
+                shell.worker.patch(effect)
             case Note():
                 shell.watcher.note(effect)
             case Halt():

@@ -57,7 +57,7 @@ from protocol.rules import Quorum
 from protocol.wire import scalar
 
 OUTBOX_ROUNDS: Final = 256
-_LINE_OVERHEAD: Final = 128  # bytes of a line beside its payload, signature included
+_LINE_OVERHEAD: Final = 208  # bytes of a line beside its payload, signature included
 
 
 @dataclass(slots=True)
@@ -215,7 +215,14 @@ class Closing:
         except RemoteError as error:
             raise LocalError(f"our own work is not valid: {error}") from error
         # A model that diverged says infinity; others could not even read that.
-        line = Line(0, done.payload, scalar(done.loss), scalar(done.heldout))
+        line = Line(
+            0,
+            done.payload,
+            scalar(done.loss),
+            scalar(done.heldout),
+            done.snapshot,
+            done.attached,
+        )
         signed = contribution_bytes(core.run, done.round, done.parent, done.state, line)
         round.mine = Contribute(
             done.round,
@@ -224,6 +231,8 @@ class Closing:
             done.payload,
             line.loss,
             line.heldout,
+            line.snapshot,
+            line.attached,
             core.keys.sign(signed),
         )
         rounds, self._returned = self._returned[: self._carried], self._returned[self._carried :]
@@ -278,7 +287,7 @@ class Closing:
         if seat is None or sender in round.held or message.round != core.head.round:
             return
         core.judge.weigh_payload(message.payload)
-        line = Line(seat, message.payload, message.loss, message.heldout)
+        line = message.line(seat)
         signed = contribution_bytes(core.run, message.round, core.head.hash, message.state, line)
         if not core.keys.verify(sender, signed, message.signature):
             raise RemoteError("a contribution with a false signature")

@@ -13,13 +13,15 @@ from functools import lru_cache
 from typing import Final
 
 from node.perform import Shell, perform
+from node.sim.blobs import SimBlob, SimBlobs
 from node.sim.network import Link, Network
-from node.sim.stub import Commits, Payloads, StubWorker
-from protocol.codec import decode
+from node.sim.stub import Commits, Payloads, Snapshots, StubWorker
+from protocol.codec import decode, encode
 from protocol.entries import Card, Token, card_bytes, token_bytes
 from protocol.events import Event, Halt, Note, Received, Started, StopAsked, Tick
 from protocol.ids import Hash, Millis, PeerId, RunId, digest
 from protocol.ledger import Judge, Mark, Write
+from protocol.messages import Message
 from protocol.peer import Peer
 from protocol.restore import TABLES, restore, saved_cards
 from protocol.roster import Roster
@@ -91,6 +93,7 @@ class SimPeer:
     slowness: float  # 1: works for exactly the window
     token: Token | None
     contacts: tuple[Card, ...]
+    replay_ms_per_round: float | None = None  # None: in no time
     sequence: int = 0
     shell: Shell | None = None
     worker: StubWorker | None = None
@@ -100,6 +103,7 @@ class SimPeer:
     wants_up: bool = True
     halted: Halt | None = None
     made: list[bytes] = field(default_factory=list)  # units of every life
+    blobs: dict[Hash, SimBlob] = field(default_factory=dict)  # on its disk
 
     @property
     def id(self) -> PeerId:
@@ -135,6 +139,7 @@ class World:
         founders: int | None = None,
         work_ms: Callable[[random.Random, float], float] | None = None,
         payloads: Payloads | None = None,
+        snapshots: Snapshots | None = None,
         own_links: Sequence[Link] = (),  # one for each peer; none: all have `link`
     ) -> None:
         self.chance = random.Random(seed)
@@ -147,10 +152,11 @@ class World:
         self.counts: Counter[str] = Counter()  # notes by event, kept or not
         self.on_event: Callable[[SimPeer], None] = lambda peer: None
         self.on_frame: Callable[[bytes], None] = lambda frame: None
-        self._heap: list[tuple[float, int, SimPeer, int, Event | None]] = []
+        self._heap: list[tuple[float, int, SimPeer, int, Event | Callable[[], None] | None]] = []
         self._sequence = 0
         self._work_ms = work_ms or (lambda chance, window: window * (0.9 + 0.2 * chance.random()))
         self.payloads = payloads or Payloads()
+        self.snapshots = snapshots or Snapshots()
         self.commits = Commits(self.payloads)
         self._records: dict[bytes, bytes] = {}
         self._decode = lru_cache(maxsize=4096)(decode)
@@ -222,16 +228,39 @@ class World:
             self._decode,
         )
         life = who.life
+
+        def later(delay_ms: float, event: Event) -> None:
+            self._push(self.now_ms + delay_ms, who, life, event)
+
+        def call_later(delay_ms: float, call: Callable[[], None]) -> None:
+            self._push(self.now_ms + delay_ms, who, life, call)
+
+        def send(to: bytes, message: Message) -> None:
+            self.post(who.id, PeerId(to), encode(message))
+
         worker = StubWorker(
             who.id,
             who.disk,
             self.commits,
             self.chance,
             lambda: self._work_ms(self.chance, self.rules.window_ms * who.slowness),
-            lambda delay, event: self._push(self.now_ms + delay, who, life, event),
+            later,
+            self.rules,
+            self.snapshots,
+            who.blobs,
+            send,
+            call_later,
         )
+        worker.replay_ms_per_round = who.replay_ms_per_round
         who.worker = worker
-        who.shell = Shell(peer, _SimTransport(self, who), who.disk, worker, _SimWatcher(self, who))
+        who.shell = Shell(
+            peer,
+            _SimTransport(self, who),
+            who.disk,
+            worker,
+            SimBlobs(who.blobs, send, later),
+            _SimWatcher(self, who),
+        )
         who.wake_ms = None
         known = saved_cards(who.disk) or who.contacts
         self._step(who, Started(self._card(who.keys, who.sequence), known, who.token))
@@ -254,7 +283,9 @@ class World:
 
     # Time
 
-    def _push(self, at_ms: float, who: SimPeer, life: int, event: Event | None) -> None:
+    def _push(
+        self, at_ms: float, who: SimPeer, life: int, event: Event | Callable[[], None] | None
+    ) -> None:
         self._sequence += 1
         heapq.heappush(self._heap, (at_ms, self._sequence, who, life, event))
 
@@ -280,7 +311,10 @@ class World:
                     continue
                 who.wake_ms = None
                 event = Tick()
-            self._step(who, event)
+            if callable(event):
+                event()
+            else:
+                self._step(who, event)
             return True
         return False
 
