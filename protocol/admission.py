@@ -185,7 +185,7 @@ class Admissions:
             _admission_bytes,
         )
         departures: dict[int, Departure] = {}
-        for peer in core.membership.dead():
+        for peer in core.membership.missing(core.now):
             self._depart(departures, peer, Departure(0, Cause.DEAD, core.head.round, b""))
         for peer, departure in self._leaves.items():
             if departure.round <= core.head.round:

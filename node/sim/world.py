@@ -52,7 +52,8 @@ class CrashError(Exception):
 
 
 class SimDisk:
-    """Records that outlive a crash. `before` is called at each commit, and may raise CrashError.
+    """Records that outlive a crash. `before` and `after` are called at each commit, and may raise
+    CrashError.
 
     Records that are named by their content are held once for all disks that get the same `shared`.
     """
@@ -61,6 +62,8 @@ class SimDisk:
         self._tables: dict[str, dict[bytes, bytes]] = {table: {} for table in TABLES}
         self._shared = {} if shared is None else shared
         self.before: Callable[[], None] = lambda: None
+        self.after: Callable[[], None] = lambda: None
+        self.commits = 0
 
     def commit(self, writes: Sequence[Write]) -> None:
         self.before()
@@ -73,6 +76,8 @@ class SimDisk:
                 known = self._shared.setdefault(write.key, value)
                 value = known if known == value else value
             self._tables[write.table][write.key] = value
+        self.commits += 1
+        self.after()
 
     def get(self, table: str, key: bytes) -> bytes | None:
         return self._tables[table].get(key)
@@ -104,6 +109,16 @@ class SimPeer:
     halted: Halt | None = None
     made: list[bytes] = field(default_factory=list)  # units of every life
     blobs: dict[Hash, SimBlob] = field(default_factory=dict)  # on its disk
+    clock_ms: int = 0  # how far its clock is ahead of the world's
+    commit_ms: float = 0.0  # how long its disk takes for a commit
+    commits_before: int = 0  # made before the event that is being handled
+
+    @property
+    def lag_ms(self) -> float:
+        """How much later it is for this peer, after the commits of the event at hand."""
+        if not self.commit_ms:
+            return 0.0
+        return self.commit_ms * (self.disk.commits - self.commits_before)
 
     @property
     def id(self) -> PeerId:
@@ -194,7 +209,8 @@ class World:
         return self.peers[name]
 
     def _card(self, keys: StubKeys, sequence: int) -> Card:
-        addresses = (f"sim://{keys.peer[:4].hex()}",)
+        nat = self.network.link_of(keys.peer).nat
+        addresses = () if nat else (f"sim://{keys.peer[:4].hex()}",)
         signed = card_bytes(self.run, keys.peer, sequence, addresses)
         return Card(keys.peer, sequence, addresses, keys.sign(signed))
 
@@ -209,6 +225,7 @@ class World:
     def start(self, who: SimPeer) -> None:
         """Start, or start again, with what is on disk."""
         assert not who.up
+        self.network.reach.restarted(who.id)
         who.life += 1
         who.sequence += 1
         who.wants_up, who.halted = True, None
@@ -223,14 +240,14 @@ class World:
             self._manifest,
             self.judge,
             seed,
-            Millis(int(self.now_ms)),
+            self._clock(who),
             saved,
             self._decode,
         )
         life = who.life
 
         def later(delay_ms: float, event: Event) -> None:
-            self._push(self.now_ms + delay_ms, who, life, event)
+            self._push(self.now_ms + who.lag_ms + delay_ms, who, life, event)
 
         def call_later(delay_ms: float, call: Callable[[], None]) -> None:
             self._push(self.now_ms + delay_ms, who, life, call)
@@ -271,6 +288,7 @@ class World:
             who.made += who.worker.made
         who.shell = who.worker = None
         who.life += 1
+        self.network.reach.restarted(who.id)
 
     def stop(self, who: SimPeer) -> None:
         """Ctrl-C."""
@@ -279,9 +297,23 @@ class World:
 
     def pause(self, who: SimPeer, ms: float) -> None:
         """SIGSTOP for a while: events wait."""
-        who.paused_until_ms = self.now_ms + ms
+        who.paused_until_ms = max(who.paused_until_ms, self.now_ms + ms)
+
+    def suspend(self, who: SimPeer, ms: int) -> None:
+        """The machine sleeps: events wait, and its clock stands still."""
+        self.pause(who, ms)
+        who.clock_ms -= ms
+        self._reschedule(who)
+
+    def jump(self, who: SimPeer, ms: int) -> None:
+        """Its clock leaps ahead; or back, which a peer sees as standing still for so long."""
+        who.clock_ms += ms
+        self._reschedule(who)
 
     # Time
+
+    def _clock(self, who: SimPeer) -> Millis:
+        return Millis(int(self.now_ms) + who.clock_ms)
 
     def _push(
         self, at_ms: float, who: SimPeer, life: int, event: Event | Callable[[], None] | None
@@ -292,7 +324,8 @@ class World:
     def post(self, sender: PeerId, to: PeerId, data: bytes) -> None:
         self.on_frame(data)
         receiver = self.by_id.get(to)
-        for at_ms in self.network.arrivals(sender, to, len(data), self.now_ms):
+        now_ms = self.now_ms + self.by_id[sender].lag_ms
+        for at_ms in self.network.arrivals(sender, to, len(data), now_ms):
             if receiver is not None:
                 self._push(at_ms, receiver, -1, Received(sender, data, 0))
 
@@ -321,10 +354,14 @@ class World:
     def _step(self, who: SimPeer, event: Event) -> None:
         assert who.shell is not None
         self.events += 1
+        who.commits_before = who.disk.commits
         try:
-            perform(who.peer.handle(event, Millis(int(self.now_ms))), who.shell)
+            perform(who.peer.handle(event, self._clock(who)), who.shell)
         except CrashError:
             self.crash(who)
+        if who.commit_ms:
+            self.pause(who, who.lag_ms)
+            who.commits_before = who.disk.commits
         if who.halted is not None and who.up:
             self.crash(who)
             who.wants_up = False
@@ -337,10 +374,17 @@ class World:
         wake = who.peer.wake_ms
         if wake is None:
             return
-        wake_at = max(float(wake), self.now_ms + (1 if wake <= self.now_ms else 0))
+        wake_at = float(wake - who.clock_ms)
+        if wake_at <= self.now_ms:
+            wake_at = self.now_ms + 1
         if who.wake_ms is None or wake_at < who.wake_ms:
             who.wake_ms = wake_at
             self._push(wake_at, who, who.life, None)
+
+    def _reschedule(self, who: SimPeer) -> None:
+        """Its clock was changed, and with it the time at which it wants to be woken."""
+        who.wake_ms = None
+        self._schedule(who)
 
     def run_for(self, ms: float) -> None:
         end = self.now_ms + ms
