@@ -209,7 +209,7 @@ class Node:
         reports = Reports(post, send, watcher.note, fail, progress, merged)
         worker = TrainingWorker(trainer, place, store, snapshots, reports)
         donor = Donor(snapshots, send, post, fail, plan.node.upload_mbit * 125_000)
-        observed = ObservedWorker(worker, stats)
+        observed = ObservedWorker(worker, stats, log)
         shell = Shell(peer, TransportPort(transport), store, observed, donor, watcher)
         card = bootstrap.next_card(store, run, identity, addresses)
         status = _Status(
