@@ -112,7 +112,15 @@ class Crew(Swarm):
                 "not all peers came up",
                 180,
             )
-        self._until(lambda: self.members_seen() == peers, "not all peers became members", 300)
+        self.wait_for_members(peers)
+
+    def go_on(self) -> PeerProcess:
+        """The next member, from a home that belongs to the run already."""
+        return self._spawn("start", str(self._config))
+
+    def wait_for_members(self, count: int) -> None:
+        """Raises SwarmError."""
+        self._until(lambda: self.members_seen() == count, "not all peers became members", 300)
 
     def _until(self, done: Callable[[], bool], complaint: str, most_s: float) -> None:
         if not self.wait(done, most_s, every_s=0.5):

@@ -44,3 +44,35 @@ def bigram() -> nn.Module:
             count = torch.arange(weight.numel()).reshape(weight.shape)
             weight.copy_(((count * 7 + number) % 17 - 8) / 64)
     return model
+
+
+class Wide(Bigram):
+    """The same with a large table beside it, of which each byte touches one row."""
+
+    def __init__(self, megabytes: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(_BYTES, megabytes * 1_000_000 // (4 * _BYTES))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = super().forward(tokens)
+        return logits + self.table(tokens)[..., :_BYTES]
+
+
+def _wide(megabytes: int) -> nn.Module:
+    model = Wide(megabytes)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_((torch.arange(weight.numel()).reshape(weight.shape) % 17 - 8) / 64)
+    return model
+
+
+def wide_20() -> nn.Module:
+    return _wide(20)
+
+
+def wide_100() -> nn.Module:
+    return _wide(100)
+
+
+def wide_500() -> nn.Module:
+    return _wide(500)

@@ -1,0 +1,232 @@
+"""A newcomer to a run with a large state, over slow lines: how soon does it contribute?
+
+    python tests/chaos/newcomer.py [--mb 500] [--rate 100] [--delay 50] [--donors 4] [--kill]
+
+Members and newcomer each sit behind a line of so many Mbit/s and milliseconds (one way). A ledger
+with snapshots is made beforehand, with more work in each round than a machine here could do. The
+members go on from it, a newcomer is started, and the clock runs from then until the first entry
+that lists it. With `--kill` one donor dies when half of the snapshot is there. Prints JSON. The
+bound is the time that the newcomer's own line needs for the bytes which it received in that time,
+times 1.3. Members are niced, because a newcomer brings its own processor.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from node.config import load_run_file
+from node.errors import UserError
+from node.swarm import PeerProcess
+from protocol.identity import Identity
+from protocol.ids import digest
+from tests.bench.history import History
+from tests.chaos.crew import PORT, RUN, Crew
+from tests.chaos.net.network import Network
+from tests.chaos.record import identity_of, read_events, read_record
+from tests.chaos.telling import conclude, tell
+
+MOST: Final = 1.3
+SLOWER_MOST: Final = 1.1
+EVERY: Final = 10
+WINDOW_S: Final = 5.0
+OLD_ROUNDS: Final = 36  # the snapshot of round 30 is named in round 35
+PROBES: Final = 64
+CALM_ROUNDS: Final = 6
+_WAIT_S: Final = 600.0
+_NICE: Final = 10
+
+
+@dataclass(slots=True)
+class Seen:
+    """What was looked at while the newcomer came."""
+
+    contributing_s: float | None = None
+    killed_at_bytes: int | None = None
+    first_round: int = 0
+    downlink_bytes: int = 0
+
+
+class Trial:
+    def __init__(self, options: argparse.Namespace, folder: Path, network: Network) -> None:
+        self.options, self.network = options, network
+        self.config = config = write_run(folder, options.mb)
+        self.crew = Crew(folder / "swarm", config, network)
+
+    def run(self) -> dict[str, object]:
+        donors, crew = self.options.donors, self.crew
+        self._write_homes()
+        for _ in range(donors):
+            crew.go_on()
+        crew.wait_for_members(donors)
+        for peer in crew.peers:
+            os.setpriority(os.PRIO_PROCESS, peer.process.pid, _NICE)
+            for thread in Path(f"/proc/{peer.process.pid}/task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), _NICE)
+        calm = crew.rounds()["p1"] + CALM_ROUNDS
+        crew.wait(lambda: crew.rounds()["p1"] >= calm, _WAIT_S)
+        seen = self._watch()
+        equal = self._agree()
+        return self._report(seen, equal)
+
+    def _write_homes(self) -> None:
+        """One ledger and its snapshots, as if each member had lived through it."""
+        options, folder = self.options, self.crew.folder
+        seeds = [digest("donor", bytes([number])) for number in range(options.donors)]
+        first = folder / "p1"
+        first.mkdir(parents=True, mode=0o700)
+        _write_identity(first, seeds[0])
+        addresses = [
+            (f"tcp://{self.network.address(number)}:{PORT}",) for number in range(options.donors)
+        ]
+        history = History(
+            first, load_run_file(self.config), self.config.parent, [Identity(s) for s in seeds]
+        )
+        try:
+            history.admit_all(addresses)
+            for round in range(1, OLD_ROUNDS):
+                # The last ones as light as a machine here can do them: they are every newcomer's.
+                heavy = round < OLD_ROUNDS - EVERY // 2 - 1
+                history.close(PROBES if heavy else 4)
+                tell(f"made round {round} of {OLD_ROUNDS}")
+        finally:
+            history.end()
+        for number, seed in enumerate(seeds[1:], 2):
+            home = folder / f"p{number}"
+            shutil.copytree(first, home)
+            (home / "identity").unlink()
+            _write_identity(home, seed)
+
+    def _watch(self) -> Seen:
+        crew, seen, donors = self.crew, Seen(), self.options.donors
+        before = self.network.counters()[donors].got_bytes
+        seen.first_round = crew.rounds()["p1"]
+        start_s = time.monotonic()
+        newcomer = crew.join()
+        half = self.options.mb * 500_000
+        while not _is_listed(crew.peers[0], newcomer):
+            time.sleep(0.1)
+            if not newcomer.up or time.monotonic() - start_s > _WAIT_S:
+                raise SystemExit(f"the newcomer did not come:\n{crew.last_words(newcomer)}")
+            came = self.network.counters()[donors].got_bytes - before
+            if self.options.kill and seen.killed_at_bytes is None and came >= half:
+                crew.kill(crew.peers[1])
+                seen.killed_at_bytes = came
+        seen.contributing_s = time.monotonic() - start_s
+        seen.downlink_bytes = self.network.counters()[donors].got_bytes - before
+        return seen
+
+    def _agree(self) -> bool:
+        crew = self.crew
+        for peer in crew.peers:
+            peer.digests.clear()
+
+        def equal() -> bool:
+            common = crew.common_digests()
+            names = [peer for peer in crew.peers if not peer.gone]
+            return common is not None and len(common[1]) == len(names)
+
+        crew.wait(equal, 120.0)
+        common = crew.common_digests()
+        return common is not None and len(set(common[1].values())) == 1
+
+    def _report(self, seen: Seen, equal: bool) -> dict[str, object]:
+        options, crew = self.options, self.crew
+        assert seen.contributing_s is not None
+        newcomer = crew.peers[-1]
+        line_s = seen.downlink_bytes * 8 / (options.rate * 1e6)
+        events = read_events(newcomer.home)
+        fetched = [event for event in events if event["event"] == "snapshot-fetched"]
+        choice = [str(event["why"]) for event in events if event["event"] == "catching-up"]
+        me = identity_of(newcomer.home)
+        rounds = read_record(crew.peers[0].home, ()).rounds
+        first_own = next(round.number for round in rounds if me in round.contributors)
+        live = OLD_ROUNDS + 1  # the first round after a start is not a usual one
+        calm = [r.took_ms for r in rounds if live < r.number < seen.first_round]
+        busy = [r.took_ms for r in rounds if seen.first_round < r.number < first_own]
+        slower = statistics.mean(busy) / statistics.mean(calm)
+        numbers = {
+            "state_mb": options.mb,
+            "donors": options.donors,
+            "rate_mbit": options.rate,
+            "delay_ms": options.delay,
+            "contributing_s": seen.contributing_s,
+            "downlink_bytes": seen.downlink_bytes,
+            "downlink_s": line_s,
+            "ratio": seen.contributing_s / line_s,
+            "ratio_max": MOST,
+            "rounds_slower": slower if not options.kill else None,
+            "rounds_slower_max": SLOWER_MOST,
+            "fetch_s": float(str(fetched[-1]["took_ms"])) / 1000 if fetched else None,
+            "chunks_fetched_twice": fetched[-1]["repeated"] if fetched else None,
+            "donor_killed_at_bytes": seen.killed_at_bytes,
+            "choice": choice,
+            "digests_equal": equal,
+        }
+        met = bool(fetched) and equal and fetched[-1]["repeated"] == 0
+        if not options.kill:
+            met = met and seen.contributing_s / line_s <= MOST and slower <= SLOWER_MOST
+        return {"bench": "newcomer over slow lines", **numbers, "met": met}
+
+
+def _is_listed(founder: PeerProcess, newcomer: PeerProcess) -> bool:
+    """Has an entry a line of the newcomer?"""
+    try:
+        me = identity_of(newcomer.home)
+    except (OSError, UserError):
+        return False  # it has not made its home yet
+    return any(me in round.contributors for round in read_record(founder.home, ()).rounds)
+
+
+def _write_identity(home: Path, seed: bytes) -> None:
+    path = home / "identity"
+    path.touch(mode=0o600)
+    path.write_text(seed.hex() + "\n")
+
+
+def write_run(folder: Path, megabytes: int) -> Path:
+    text = folder / "text.txt"
+    text.write_text("\n".join(f"{n} times {n} is {n * n}, as everybody knows." for n in range(900)))
+    path = folder / "run.toml"
+    made = RUN.format(text=text, quorum="any", window_s=WINDOW_S, network="wan")
+    made = made.replace("[node]", f"snapshot_every = {EVERY}\n\n[node]")
+    made = made.replace('label = "bigram"', 'label = "wide"')
+    made = made.replace(
+        'bigram = "tests.chaos.device:bigram"', f'wide = "tests.chaos.device:wide_{megabytes}"'
+    )
+    path.write_text(made)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mb", type=int, default=500, choices=[20, 100, 500])
+    parser.add_argument("--rate", type=float, default=100.0, help="Mbit/s")
+    parser.add_argument("--delay", type=float, default=50.0, help="ms, one way")
+    parser.add_argument("--donors", type=int, default=4)
+    parser.add_argument("--kill", action="store_true", help="a donor dies half way")
+    parser.add_argument("--keep", type=Path, help="leave the homes in this folder")
+    options = parser.parse_args()
+    folder = options.keep or Path(tempfile.mkdtemp(prefix="newcomer-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with Network(options.donors + 1, rate_mbit=options.rate, delay_ms=options.delay) as network:
+        trial = Trial(options, folder, network)
+        try:
+            facts = trial.run()
+        finally:
+            trial.crew.close()
+            if options.keep is None:
+                trial.crew.remove()
+    conclude(facts)
+
+
+if __name__ == "__main__":
+    main()
