@@ -30,7 +30,7 @@ simulate: $(VENV)/.installed-dev
 	$(BIN)/python tests/scenarios/long.py --seeds 0:1000
 
 bench: $(VENV)/.installed-dev
-	@for bench in perturb merge probe probe_memory traffic newcomer simulator; do \
+	@for bench in perturb merge probe probe_memory traffic newcomer simulator control; do \
 		$(BIN)/python tests/bench/$$bench.py || exit 1; done
 
 # torch first, by itself: its exact version has a CPU build, any other can pull gigabytes.

@@ -162,6 +162,7 @@ class World:
         self.counts: Counter[str] = Counter()  # notes by event, kept or not
         self.on_event: Callable[[SimPeer], None] = lambda peer: None
         self.on_frame: Callable[[bytes], None] = lambda frame: None
+        self.on_note: Callable[[SimPeer, Note], None] = lambda peer, note: None
         self._heap: list[tuple[float, int, SimPeer, int, Event | None]] = []
         self._sequence = 0
         self._work_ms = work_ms or (lambda chance, window: window * (0.9 + 0.2 * chance.random()))
@@ -399,6 +400,7 @@ class _SimWatcher:
 
     def note(self, note: Note) -> None:
         self._world.counts[note.event] += 1
+        self._world.on_note(self._who, note)
         if self._world.keep_notes:
             self._world.notes.append((self._world.now_ms, self._who.name, note))
 
