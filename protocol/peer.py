@@ -449,6 +449,7 @@ class Peer:
             core.save(step.writes)
             return
         core.membership.set_roster(core.head.roster)
+        self._catchup.moved()
         self._admissions.opened()
         self._closing.open()
 

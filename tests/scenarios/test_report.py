@@ -44,7 +44,7 @@ def test_a_calm_swarm_commits_what_it_makes() -> None:
 
 def test_a_narrow_link_is_named() -> None:
     """P7: the one peer whose uplink cannot carry its share is what the report points at."""
-    thin = LinkKind(name="thin", down_mbit=0.05, up_mbit=0.05, delay_ms=30)
+    thin = LinkKind(name="thin", down_mbit=0.03, up_mbit=0.03, delay_ms=30)
     report = simulate(peers=12, rounds=4, rules=Rules(window_ms=2_000), links=[thin], seed=2)
     assert "thin" in report.bottleneck
     assert "Mbit/s" in report.bottleneck
