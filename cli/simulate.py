@@ -18,7 +18,8 @@ def simulate(
     peers: Annotated[int, typer.Option(min=1, max=4096, help="How many peers.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="How many rounds.")] = 50,
     links: Annotated[
-        str, typer.Option(help="lan, home, wan, or a TOML file with a mix of links.")
+        str,
+        typer.Option(help="lan, home, wan, or a TOML file with a mix (configs/links-home.toml)."),
     ] = "home",
     payload: Annotated[
         int | None, typer.Option(min=8, help="Bytes of work that a peer sends a round.")

@@ -17,9 +17,8 @@ from protocol.restore import entry_at
 
 @dataclass(slots=True)
 class Costs:
-    """Counts for one world, from its beginning."""
+    """Counts for one world, from its first frame on if it is made with `on_frame`."""
 
-    world: World
     bytes_by_kind: Counter[str] = field(default_factory=Counter)
     late: Counter[str] = field(default_factory=Counter)  # rounds that a peer's work missed
     undone: Counter[str] = field(default_factory=Counter)  # rounds that a peer took back
@@ -36,17 +35,18 @@ class Costs:
             assert isinstance(fork, int)
             self.undone[who.name] += left - fork
 
-    def entries_bytes(self, reader: SimPeer) -> int:
-        """Of each entry on the ledger once to each other peer that has it, headers included."""
-        heads = [who.peer.ledger.head.round for who in self.world.up()]
-        total = 0
-        for round in range(reader.peer.ledger.head.round):
-            entry = entry_at(reader.disk, round)
-            assert entry is not None
-            others = sum(head > round for head in heads) - 1
-            total += others * (len(encode(Closed(entry))) + FRAME_OVERHEAD_BYTES)
-        return total
-
-    def control_bytes(self, reader: SimPeer) -> int:
-        work = self.bytes_by_kind[Contribute.__name__] + self.entries_bytes(reader)
+    def control_bytes(self, world: World, reader: SimPeer) -> int:
+        work = self.bytes_by_kind[Contribute.__name__] + _entries_bytes(world, reader)
         return max(0, self.bytes_by_kind.total() - work)
+
+
+def _entries_bytes(world: World, reader: SimPeer) -> int:
+    """Of each entry on the ledger once to each other peer that has it, headers included."""
+    heads = [who.peer.ledger.head.round for who in world.up()]
+    total = 0
+    for round in range(reader.peer.ledger.head.round):
+        entry = entry_at(reader.disk, round)
+        assert entry is not None
+        others = sum(head > round for head in heads) - 1
+        total += others * (len(encode(Closed(entry))) + FRAME_OVERHEAD_BYTES)
+    return total

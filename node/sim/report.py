@@ -159,10 +159,10 @@ def simulate(
     """Run a swarm for `rounds` rounds. `tell` is called about twice a second."""
     started = time.perf_counter()
     kinds = deal(links, peers, seed)
-    world = _world(peers, rules, kinds, seed, payload_bytes, spread)
-    seen, costs = _Rounds(world), Costs(world)
-    world.on_event, world.on_frame = seen.after_event, costs.on_frame
-    world.on_note = costs.on_note
+    costs = Costs()
+    world = _world(peers, rules, kinds, seed, payload_bytes, spread, costs.on_frame)
+    seen = _Rounds(world)
+    world.on_event, world.on_note = seen.after_event, costs.on_note
     storm = Storm(world, churn(peers), Random(f"faults {seed}")) if faults else None
     told = started
     patience_ms = _STUCK_ROUNDS * (rules.window_ms + rules.deadline_ceiling_ms)
@@ -219,13 +219,22 @@ def _world(
     seed: int,
     payload_bytes: int,
     spread: float,
+    on_frame: Callable[[bytes], None],
 ) -> World:
     def work_ms(chance: Random, window_ms: float) -> float:
         return window_ms * (1 - spread + 2 * spread * chance.random())
 
     payloads = Payloads(unit_bytes=max(NAME_BYTES, payload_bytes))
-    own = [kind.link() for kind in kinds]
-    world = World(peers, seed, rules, work_ms=work_ms, payloads=payloads, own_links=own)
+    links = {kind: kind.link() for kind in kinds}  # one object a kind: ways between are found once
+    world = World(
+        peers,
+        seed,
+        rules,
+        work_ms=work_ms,
+        payloads=payloads,
+        own_links=[links[kind] for kind in kinds],
+        on_frame=on_frame,
+    )
     world.keep_notes = False
     return world
 
@@ -269,7 +278,7 @@ class _Facts:
         )
 
     def control_bytes(self) -> int:
-        return self.costs.control_bytes(self.ahead) if self.ahead else 0
+        return self.costs.control_bytes(self.world, self.ahead) if self.ahead else 0
 
     def late_share_by_link(self) -> dict[str, float]:
         late, having = Counter[str](), Counter[str]()

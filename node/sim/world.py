@@ -151,6 +151,7 @@ class World:
         work_ms: Callable[[random.Random, float], float] | None = None,
         payloads: Payloads | None = None,
         own_links: Sequence[Link] = (),  # one for each peer; none: all have `link`
+        on_frame: Callable[[bytes], None] = lambda frame: None,
     ) -> None:
         self.chance = random.Random(seed)
         self.rules = rules or Rules(window_ms=1_000, deadline_ceiling_ms=3_000)
@@ -161,7 +162,7 @@ class World:
         self.keep_notes = True
         self.counts: Counter[str] = Counter()  # notes by event, kept or not
         self.on_event: Callable[[SimPeer], None] = lambda peer: None
-        self.on_frame: Callable[[bytes], None] = lambda frame: None
+        self.on_frame = on_frame
         self.on_note: Callable[[SimPeer, Note], None] = lambda peer, note: None
         self._heap: list[tuple[float, int, SimPeer, int, Event | None]] = []
         self._sequence = 0
