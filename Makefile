@@ -27,7 +27,7 @@ fuzz: $(VENV)/.installed-dev
 	$(BIN)/python tests/machine/fuzz.py --cases 1000000
 
 simulate: $(VENV)/.installed-dev
-	$(BIN)/python tests/scenarios/long.py --seeds 0:1000
+	$(BIN)/python tests/scenarios/long.py --seeds 0:1000 --jobs $$(nproc)
 
 bench: $(VENV)/.installed-dev
 	@for bench in perturb merge probe probe_memory traffic newcomer simulator control; do \
