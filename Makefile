@@ -29,10 +29,10 @@ fuzz: $(VENV)/.installed-dev
 	$(BIN)/python tests/machine/fuzz.py --cases 1000000
 
 simulate: $(VENV)/.installed-dev
-	$(BIN)/python tests/scenarios/long.py --seeds 0:1000
+	$(BIN)/python tests/scenarios/long.py --seeds 0:1000 --jobs $$(nproc)
 
 bench: $(VENV)/.installed-dev
-	@for bench in perturb merge probe probe_memory traffic newcomer simulator; do \
+	@for bench in perturb merge probe probe_memory traffic newcomer simulator control; do \
 		$(BIN)/python tests/bench/$$bench.py || exit 1; done
 
 # Real processes under faults. Partitions and slow links need root, /dev/net/tun and gcc.

@@ -18,7 +18,8 @@ def simulate(
     peers: Annotated[int, typer.Option(min=1, max=4096, help="How many peers.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="How many rounds.")] = 50,
     links: Annotated[
-        str, typer.Option(help="lan, home, wan, or a TOML file with a mix of links.")
+        str,
+        typer.Option(help="lan, home, wan, or a TOML file with a mix (configs/links-home.toml)."),
     ] = "home",
     payload: Annotated[
         int | None, typer.Option(min=8, help="Bytes of work that a peer sends a round.")
@@ -78,15 +79,28 @@ def _tell(report: "Report") -> None:
             f"{size(received.mean)} a round and peer;"
             f" most: {received.max_peer} {size(received.max)}",
         ),
-        ("control", f"{size(report.control_bytes_per_s)}/s a peer"),
+        (
+            "control",
+            f"{size(report.control_bytes_per_s)}/s a peer, besides contributions and each round's"
+            " entry once",
+        ),
         (
             "work",
-            f"{work.committed} of {work.made} committed, {work.late_share:.1%} late,"
-            f" {work.lost} lost with their processes",
+            f"{work.committed} of {work.made} units committed, {work.lost} lost with their"
+            " processes",
         ),
+        ("rounds lost", _lost(report)),
         ("at the end", f"{report.up} up, {report.members} members"),
         ("digests", "equal" if report.digests_equal else "DIFFERENT"),
         ("bottleneck", report.bottleneck),
     ]
     for name, value in rows:
         print(f"{name:<12}{value}")
+
+
+def _lost(report: "Report") -> str:
+    """Rounds whose entry came without a peer's work, and rounds that were taken back."""
+    late = ", ".join(f"{share:.1%} {kind}" for kind, share in report.late_share_by_link.items())
+    missed = f"work came too late for its round (and counted in a later one): {late}"
+    undone = f"{report.rounds_undone:.1f} a peer taken back after splits"
+    return f"{missed}; {undone}" if report.rounds_undone else missed

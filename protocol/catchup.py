@@ -29,6 +29,9 @@ class CatchUp:
         self._asked: bytes | None = None
         self._asked_until_ms = 0
         self._best: tuple[bytes, Head] | None = None  # the best head heard of that is not ours yet
+        self._ask_at_ms: int | None = (
+            None  # `_best` is one round ahead: its entry may come by itself
+        )
         # (closer, round, parent) -> the first entry that it sealed there, and the seal: checked.
         self._seals: dict[tuple[PeerId, int, Hash], tuple[Hash, bytes]] = {}
         self._barren: dict[bytes, int] = {}  # promised a better chain and sent nothing; until when
@@ -37,7 +40,9 @@ class CatchUp:
 
     @property
     def wake_ms(self) -> Millis | None:
-        return Millis(self._asked_until_ms) if self._asked is not None else None
+        if self._asked is not None:
+            return Millis(self._asked_until_ms)
+        return None if self._ask_at_ms is None else Millis(self._ask_at_ms)
 
     @property
     def busy(self) -> bool:
@@ -55,10 +60,35 @@ class CatchUp:
         if head_is_better(head, self._core.ledger.summary()):
             if self._best is None or head_is_better(head, self._best[1]):
                 self._best = (source, head)
-            self.ask(source)
+            if head.round != self._core.head.round + 1 or not self._core.is_member:
+                self.ask(source)
+            elif self._ask_at_ms is None:
+                self._ask_at_ms = self._core.now + self._spread_ms()
+
+    def _spread_ms(self) -> int:
+        """How long an entry may take to come down the tree. Whoever asks for it before gets it
+        twice, and keeps the uplink busy of one who has it to pass on.
+        """
+        core = self._core
+        levels, reached = 0, 1
+        while reached < len(core.head.roster):
+            levels, reached = levels + 1, reached * core.rules.fanout + 1
+        return levels * 2 * core.rules.ping_timeout_ms
+
+    def moved(self) -> None:
+        """The chain's head is another: what was better may be reached."""
+        if self._best is not None and not head_is_better(
+            self._best[1], self._core.ledger.summary()
+        ):
+            self._best = None
+        self._ask_at_ms = None
 
     def tick(self) -> None:
         core = self._core
+        if self._ask_at_ms is not None and core.now >= self._ask_at_ms:
+            self._ask_at_ms = None
+            if self._best is not None:
+                self.ask(self._best[0])
         if self._asked is None or core.now < self._asked_until_ms:
             return
         silent, self._asked = self._asked, None

@@ -91,6 +91,7 @@ class _Round:
     sent_to: set[PeerId] = field(default_factory=set)
     hurry_ms: int = 0  # by how much turns come sooner than our clock says: others' are further
     next_ballot: int = 1
+    next_turn: tuple[tuple[int, int], int] = ((-1, 0), 0)  # (next_ballot, hurry_ms), its turn
     tried_ballot: int = -1  # a ballot is led once: two values under one ballot would break the vote
     promised: int = 0
     accepted: tuple[int, Entry] | None = None
@@ -194,17 +195,25 @@ class Closing:
         core, round = self._core, self._round
         if not core.is_member:
             return None
-        due = [self._turn(round.next_ballot)]
-        if core.now < round.deadline_ms:
-            due.append(round.deadline_ms)
+        due = self._next_turn_ms()
+        if core.now < round.deadline_ms < due:
+            due = round.deadline_ms
         if round.lead is not None and round.lead.entry is None:
-            due.append(round.lead.until_ms)
-        return Millis(min(due))
+            due = min(due, round.lead.until_ms)
+        return Millis(due)
 
     def _turn(self, ballot: int) -> int:
         round = self._round
         after = turn_ms(ballot, round.deadline_ms - round.opened_ms, self._core.rules)
         return round.opened_ms + after - round.hurry_ms
+
+    def _next_turn_ms(self) -> int:
+        """The turn of the next ballot: asked far more often than it changes."""
+        round = self._round
+        at = round.next_ballot, round.hurry_ms
+        if round.next_turn[0] != at:
+            round.next_turn = at, self._turn(round.next_ballot)
+        return round.next_turn[1]
 
     def _keep_up(self, ballot: int) -> None:
         """A vote binds us to `ballot`, so its turn has come, whatever our clock says. Otherwise a
@@ -317,10 +326,10 @@ class Closing:
         core, round = self._core, self._round
         if not core.is_member:
             return
-        deadline = round.deadline_ms - round.opened_ms
-        elapsed = core.now - round.opened_ms + round.hurry_ms
-        due = ballot_due(elapsed, deadline, core.rules)
-        if due >= round.next_ballot:
+        if core.now >= self._next_turn_ms():
+            deadline = round.deadline_ms - round.opened_ms
+            elapsed = core.now - round.opened_ms + round.hurry_ms
+            due = ballot_due(elapsed, deadline, core.rules)
             # After a pause several are due: the last of ours counts, else the last.
             ours = due - (due - core.ranked().index(core.me)) % len(core.head.roster)
             ballot = ours if ours >= round.next_ballot else due
@@ -340,7 +349,9 @@ class Closing:
             return
         down = core.membership.down()
         ranked = core.ranked()
-        first_up = next(rank for rank, peer in enumerate(ranked) if peer not in down)
+        first_up = 0
+        while ranked[first_up] in down:
+            first_up += 1
         if ranked[first_up] != core.me or not self._may_lead(first_up):
             return
         excused = sum(1 for peer in down | round.excused if peer not in round.held)

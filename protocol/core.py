@@ -42,10 +42,14 @@ class Core:
     out: list[Effect] = field(default_factory=list)
     faults: dict[bytes, int] = field(default_factory=dict)  # bad messages by sender
     answers: Ration = field(default_factory=lambda: Ration(_ANSWERS_BURST, _ANSWERS_EVERY_MS))
+    me: PeerId = field(init=False)
+    # Asked with every event; follow from the head, and are found anew when it moves.
+    _at: Mark | None = field(init=False, default=None)
+    _is_member: bool = field(init=False, default=False)
+    _ranked: tuple[PeerId, ...] = field(init=False, default=())
 
-    @property
-    def me(self) -> PeerId:
-        return self.keys.peer
+    def __post_init__(self) -> None:
+        self.me = self.keys.peer
 
     @property
     def head(self) -> Mark:
@@ -53,10 +57,19 @@ class Core:
 
     @property
     def is_member(self) -> bool:
-        return self.me in self.head.roster
+        if self._at is not self.ledger.head:
+            self._look_around()
+        return self._is_member
 
     def ranked(self) -> tuple[PeerId, ...]:
-        return ranking(self.run, self.head.round, self.head.roster)
+        if self._at is not self.ledger.head:
+            self._look_around()
+        return self._ranked
+
+    def _look_around(self) -> None:
+        head = self._at = self.ledger.head
+        self._is_member = self.me in head.roster
+        self._ranked = ranking(self.run, head.round, head.roster)
 
     def send(self, to: bytes | Iterable[bytes], message: Message) -> None:
         targets = (to,) if isinstance(to, bytes) else tuple(to)

@@ -21,11 +21,8 @@ def digest(purpose: str, *parts: bytes) -> Hash:
     """BLAKE3-256 of `parts` under `purpose`; each part is preceded by its length, 8 bytes big-
     endian.
     """
-    hasher = blake3(derive_key_context=_CONTEXT + purpose)
-    for part in parts:
-        hasher.update(len(part).to_bytes(8, "big"))
-        hasher.update(part)
-    return Hash(hasher.digest())
+    framed = b"".join([piece for part in parts for piece in (len(part).to_bytes(8, "big"), part)])
+    return Hash(blake3(framed, derive_key_context=_CONTEXT + purpose).digest())
 
 
 def run_id(manifest: bytes) -> RunId:

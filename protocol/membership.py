@@ -146,11 +146,12 @@ class Membership:
 
     @property
     def wake_ms(self) -> Millis:
-        due = [self._next_ms]
+        due = min(self._next_ms, self._next_death_ms())
         if self._probe is not None and not self._probe.answered and not self._probe.relayed:
-            due.append(self._probe.relay_at_ms)
-        due += [relay.ends_ms for relay in self._relays.values()]
-        return Millis(int(min(min(due), self._next_death_ms())))
+            due = min(due, self._probe.relay_at_ms)
+        if self._relays:
+            due = min(due, *(relay.ends_ms for relay in self._relays.values()))
+        return Millis(int(due))
 
     # What happens
 
@@ -337,6 +338,8 @@ class Membership:
         while now >= self._next_death_ms():
             peer = self._deaths[0][1]
             self._adopt(self._me, Rumor(peer, Health.DEAD, self._rumor(peer).incarnation), now)
+        if not self._relays:
+            return
         for sequence in [seq for seq, relay in self._relays.items() if now >= relay.ends_ms]:
             relay = self._relays.pop(sequence)
             yield relay.asker, Nack(relay.sequence)

@@ -181,17 +181,19 @@ class Peer:
         """When `Tick` is wanted next."""
         if self._halted or not self._started:
             return None
-        due = [
+        due = self._next_sync_ms
+        for time in (
             self._closing.wake_ms,
             self._catchup.wake_ms,
             self._admissions.wake_ms,
             self._transfers.wake_ms,
             self._recovery.wake_ms,
             self._stop_at_ms,
-            Millis(self._next_sync_ms),
-            self._core.membership.wake_ms if self.is_member else None,
-        ]
-        return min(time for time in due if time is not None)
+            self._core.membership.wake_ms if self._core.is_member else None,
+        ):
+            if time is not None and time < due:
+                due = time
+        return Millis(due)
 
     # The door
 
@@ -493,6 +495,7 @@ class Peer:
             core.save(step.writes)
             return
         core.membership.set_roster(core.head.roster)
+        self._catchup.moved()
         self._admissions.opened()
         self._closing.open()
 

@@ -108,13 +108,14 @@ def optional(field: Field[T]) -> Field[T | None]:
 
 def many(field: Field[T], most: int) -> Field[tuple[T, ...]]:
     """At most `most` values."""
+    read_one, write_one = field.read, field.write
 
     def read(raw: Any) -> tuple[T, ...]:  # noqa: ANN401
         if type(raw) is not tuple or len(raw) > most:
             raise RemoteError(f"expected a list of at most {most}")
-        return tuple(map(field.read, raw))
+        return tuple(map(read_one, raw)) if raw else ()
 
-    return Field(lambda values: [field.write(value) for value in values], read)
+    return Field(lambda values: list(map(write_one, values)), read)
 
 
 def pair(one: Field[T], other: Field[U]) -> Field[tuple[T, U]]:
@@ -133,13 +134,16 @@ def record(cls: type[T], *parts: Field[Any]) -> Field[T]:
     names = tuple(field.name for field in fields(cls) if field.init)  # type: ignore[arg-type]
     assert len(names) == len(parts), f"{cls.__name__} has {len(names)} fields, {len(parts)} given"
 
+    writers = tuple(zip(names, [part.write for part in parts], strict=True))
+    readers = tuple(part.read for part in parts)
+
     def write(value: T) -> list[Any]:
-        return [part.write(getattr(value, name)) for name, part in zip(names, parts, strict=True)]
+        return [write(getattr(value, name)) for name, write in writers]
 
     def read(raw: Any) -> T:  # noqa: ANN401
-        if type(raw) is not tuple or len(raw) != len(parts):
+        if type(raw) is not tuple or len(raw) != len(readers):
             raise RemoteError(f"expected the {len(parts)} fields of {cls.__name__}")
-        return cls(*[part.read(item) for part, item in zip(parts, raw, strict=True)])
+        return cls(*[read(item) for read, item in zip(readers, raw)])  # noqa: B905 - as long
 
     return Field(write, read)
 

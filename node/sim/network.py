@@ -20,7 +20,7 @@ TAIL_MAX = 50.0
 FRAME_OVERHEAD_BYTES = 101
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Link:
     """How a message fares on its way. Rates in bytes per millisecond (0: no limit).
 

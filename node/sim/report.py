@@ -5,6 +5,7 @@ drawn for each; only the training is a stand-in: a payload of the right size aft
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -13,18 +14,16 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
+from node.sim.costs import Costs
 from node.sim.faults import Storm, Weather
 from node.sim.links import LinkKind, deal
-from node.sim.network import FRAME_OVERHEAD_BYTES
 from node.sim.stub import NAME_BYTES, Payloads
 from node.sim.world import SimPeer, World
-from protocol.codec import decode, kind_of
+from protocol.codec import decode
 from protocol.ids import PeerId
-from protocol.messages import Closed, Commit, Contribute, Entries, Promise, Propose
+from protocol.messages import Contribute
 from protocol.rules import Rules
 
-# These carry work; all else is what it costs to hold the swarm together.
-_WORK_KINDS: Final = frozenset({Contribute, Propose, Promise, Commit, Closed, Entries})
 _STUCK_ROUNDS: Final = 20  # a round that takes so many windows and ceilings is given up
 _BITS_PER_BYTE_MS: Final = 8e-3  # Mbit/s in one byte per millisecond
 
@@ -70,7 +69,10 @@ class Report(_Figures):
     spread_s_median: float | None  # from a round's closing until the last peer has its entry
     sent_per_round: Traffic
     received_per_round: Traffic
-    control_bytes_per_s: float  # per peer: probes of health, views, requests
+    control_bytes_per_s: float  # sent per peer, besides contributions and each entry once
+    sent_bytes_per_s: dict[str, float]  # per peer, by kind of message
+    late_share_by_link: dict[str, float]  # of the rounds of peers with such a link
+    rounds_undone: float  # per peer: closed, then given up for a heavier ledger
     work: Work
     members: int
     up: int
@@ -125,17 +127,6 @@ class _Rounds:
         return [(last - first) / 1000 for first, last in pairs]
 
 
-@dataclass(slots=True)
-class _Control:
-    """Bytes that hold the swarm together."""
-
-    control_bytes: int = 0
-
-    def on_frame(self, frame: bytes) -> None:
-        if kind_of(frame) not in _WORK_KINDS:
-            self.control_bytes += len(frame) + FRAME_OVERHEAD_BYTES
-
-
 def churn(peers: int) -> Weather:
     """Machines that people use: each peer's process dies every half hour or so and comes back
     within half a minute, pauses as often, and every five minutes half of the network is cut off for
@@ -168,9 +159,10 @@ def simulate(
     """Run a swarm for `rounds` rounds. `tell` is called about twice a second."""
     started = time.perf_counter()
     kinds = deal(links, peers, seed)
-    world = _world(peers, rules, kinds, seed, payload_bytes, spread)
-    seen, control = _Rounds(world), _Control()
-    world.on_event, world.on_frame = seen.after_event, control.on_frame
+    costs = Costs()
+    world = _world(peers, rules, kinds, seed, payload_bytes, spread, costs.on_frame)
+    seen = _Rounds(world)
+    world.on_event, world.on_note = seen.after_event, costs.on_note
     storm = Storm(world, churn(peers), Random(f"faults {seed}")) if faults else None
     told = started
     patience_ms = _STUCK_ROUNDS * (rules.window_ms + rules.deadline_ceiling_ms)
@@ -183,7 +175,8 @@ def simulate(
             told = now
             tell(_progress(world, seen.closed, rounds, now - started))
     world.run_for(rules.window_ms / 2)  # the last entry reaches everybody
-    facts = _Facts(world, seen, dict(zip(world.peers, kinds, strict=True)))
+    facts = _Facts(world, seen, costs, dict(zip(world.peers, kinds, strict=True)))
+    virtual_s = world.now_ms / 1000
     wall_s = time.perf_counter() - started
     return Report(
         peers=peers,
@@ -195,13 +188,18 @@ def simulate(
         links={kind.name: sum(one == kind for one in kinds) for kind in links},
         payload_bytes=payload_bytes,
         window_s=rules.window_ms / 1000,
-        virtual_s=world.now_ms / 1000,
+        virtual_s=virtual_s,
         round_s_median=median(seen.took_s()) if seen.closed else None,
         round_s_p90=_p90(seen.took_s()),
         spread_s_median=median(seen.spread_s()) if seen.closed > 1 else None,
         sent_per_round=facts.traffic(world.network.sent_bytes),
         received_per_round=facts.traffic(world.network.received_bytes),
-        control_bytes_per_s=control.control_bytes / peers / max(1e-3, world.now_ms / 1000),
+        control_bytes_per_s=facts.control_bytes() / peers / virtual_s,
+        sent_bytes_per_s={
+            kind: sent / peers / virtual_s for kind, sent in costs.bytes_by_kind.most_common()
+        },
+        late_share_by_link=facts.late_share_by_link(),
+        rounds_undone=costs.undone.total() / peers,
         work=facts.work(),
         members=len(facts.ahead.peer.ledger.head.roster) if facts.ahead else 0,
         up=len(world.up()),
@@ -221,13 +219,22 @@ def _world(
     seed: int,
     payload_bytes: int,
     spread: float,
+    on_frame: Callable[[bytes], None],
 ) -> World:
     def work_ms(chance: Random, window_ms: float) -> float:
         return window_ms * (1 - spread + 2 * spread * chance.random())
 
     payloads = Payloads(unit_bytes=max(NAME_BYTES, payload_bytes))
-    own = [kind.link() for kind in kinds]
-    world = World(peers, seed, rules, work_ms=work_ms, payloads=payloads, own_links=own)
+    links = {kind: kind.link() for kind in kinds}  # one object a kind: ways between are found once
+    world = World(
+        peers,
+        seed,
+        rules,
+        work_ms=work_ms,
+        payloads=payloads,
+        own_links=[links[kind] for kind in kinds],
+        on_frame=on_frame,
+    )
     world.keep_notes = False
     return world
 
@@ -253,6 +260,7 @@ class _Facts:
 
     world: World
     seen: _Rounds
+    costs: Costs
     kinds: dict[str, LinkKind]
 
     @property
@@ -268,6 +276,17 @@ class _Facts:
         return Traffic(
             mean=mean, max=bytes_of[most], max_peer=most, max_peer_link=self.kinds[most].name
         )
+
+    def control_bytes(self) -> int:
+        return self.costs.control_bytes(self.world, self.ahead) if self.ahead else 0
+
+    def late_share_by_link(self) -> dict[str, float]:
+        late, having = Counter[str](), Counter[str]()
+        for name, kind in self.kinds.items():
+            late[kind.name] += self.costs.late[name]
+            having[kind.name] += 1
+        rounds = max(1, self.seen.closed)
+        return {kind: late[kind] / rounds / having[kind] for kind in sorted(having)}
 
     def work(self) -> Work:
         world = self.world

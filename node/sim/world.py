@@ -156,6 +156,7 @@ class World:
         payloads: Payloads | None = None,
         snapshots: Snapshots | None = None,
         own_links: Sequence[Link] = (),  # one for each peer; none: all have `link`
+        on_frame: Callable[[bytes], None] = lambda frame: None,
     ) -> None:
         self.chance = random.Random(seed)
         self.rules = rules or Rules(window_ms=1_000, deadline_ceiling_ms=3_000)
@@ -166,7 +167,8 @@ class World:
         self.keep_notes = True
         self.counts: Counter[str] = Counter()  # notes by event, kept or not
         self.on_event: Callable[[SimPeer], None] = lambda peer: None
-        self.on_frame: Callable[[bytes], None] = lambda frame: None
+        self.on_frame = on_frame
+        self.on_note: Callable[[SimPeer, Note], None] = lambda peer, note: None
         self._heap: list[tuple[float, int, SimPeer, int, Event | Callable[[], None] | None]] = []
         self._sequence = 0
         self._work_ms = work_ms or (lambda chance, window: window * (0.9 + 0.2 * chance.random()))
@@ -433,6 +435,7 @@ class _SimWatcher:
 
     def note(self, note: Note) -> None:
         self._world.counts[note.event] += 1
+        self._world.on_note(self._who, note)
         if self._world.keep_notes:
             self._world.notes.append((self._world.now_ms, self._who.name, note))
 

@@ -1,28 +1,33 @@
 """P3: a process may end before or after any of its writes; nothing is lost, and it comes back.
 
-One small world for each write of one peer: the world runs to that write, the process ends there,
-and starts again two seconds later with what its disk holds.
+Two small worlds for each write of one peer: the world runs to that write, the process ends there,
+and starts again with what its disk holds: at once, in the same round, or when others have gone on.
 """
+
+from itertools import product
 
 import pytest
 
 from node.sim.checks import Safety
+from node.sim.network import Link
 from node.sim.world import CrashError, SimPeer, World
 from protocol.codec import decode
 from protocol.messages import Contribute
 from protocol.rules import Quorum, Rules
 from tests.scenarios.telling import assert_all_well, units_on_chain
 
-FEW = range(1, 33)
+FEW = range(1, 23)
 """Joining, and three or more rounds, in which each peer is closer, deputy and neither."""
+DOWN_MS = (10, 2_000)
 
 
 def world_of_three(quorum: Quorum) -> World:
-    """p0 founds, p1 and p2 join."""
+    """p0 founds, p1 and p2 join. What p1 sends takes so long that it misses most rounds."""
     rules = Rules(quorum=quorum, window_ms=500, deadline_ceiling_ms=1_000, deadline_floor_ms=200)
     world = World(3, 7, rules, founders=1)
     world.on_event = Safety(world).after_event
     world.keep_notes = False
+    world.network.own_links[world.peers["p1"].id] = Link(delay_ms=600.0)
     return world
 
 
@@ -50,7 +55,7 @@ def written_units(world: World, who: SimPeer) -> set[bytes]:
     return found
 
 
-def crash_and_return(quorum: Quorum, name: str, number: int, *, after: bool) -> bool:
+def crash_and_return(quorum: Quorum, name: str, number: int, down_ms: int, *, after: bool) -> bool:
     """False: there was no such write within a minute."""
     world = world_of_three(quorum)
     who = world.peers[name]
@@ -59,11 +64,13 @@ def crash_and_return(quorum: Quorum, name: str, number: int, *, after: bool) -> 
         world.run_for(100)
         if world.now_ms > 60_000:
             return False
-    held, chain = written_units(world, who), who.disk.scan("chain")
-    applied = dict(chain)
-    world.run_for(2_000)
+    held, applied = written_units(world, who), dict(who.disk.scan("chain"))
+    world.run_for(down_ms)
     world.start(who)
+    world.run_for(3_000)
+    world.network.own_links.clear()
     assert_all_well(world)
+    assert world.counts["equivocation"] == 0
     assert who.worker is not None
     lost = held - units_on_chain(world, name) - who.worker.in_hand()
     assert not lost, f"{len(lost)} units that were on disk at the crash"
@@ -77,6 +84,6 @@ def crash_and_return(quorum: Quorum, name: str, number: int, *, after: bool) -> 
 @pytest.mark.parametrize("quorum", list(Quorum))
 def test_a_process_may_end_at_any_write(quorum: Quorum, after: bool, name: str) -> None:
     """P3, P4, P5: for the founder and for a joiner, in both kinds of runs."""
-    for number in FEW:
-        died = crash_and_return(quorum, name, number, after=after)
+    for number, down_ms in product(FEW, DOWN_MS):
+        died = crash_and_return(quorum, name, number, down_ms, after=after)
         assert died, f"write {number} was never made"

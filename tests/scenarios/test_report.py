@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from node.errors import ConfigError
+from node.sim.costs import Costs
 from node.sim.links import PRESETS, LinkKind, deal, links_named, load_links
 from node.sim.report import Progress, simulate
+from node.sim.world import World
 from protocol.rules import Quorum, Rules
 
 MIX = """
@@ -42,9 +44,37 @@ def test_a_calm_swarm_commits_what_it_makes() -> None:
     assert report.received_per_round.mean > 10 * (67 + 64)
 
 
+def test_control_is_what_is_left() -> None:
+    """P7: all that was sent is contributions, each entry once to each peer, and control."""
+    report = simulate(peers=10, rounds=6, rules=Rules(), links=[PRESETS["home"]], seed=1)
+    sent = report.sent_per_round.mean * report.rounds / report.virtual_s
+    assert sum(report.sent_bytes_per_s.values()) == pytest.approx(sent)
+    besides = report.sent_bytes_per_s["Contribute"] + report.sent_bytes_per_s["Closed"]
+    # In a calm swarm entries are sent once: what else there is is control, and it is not much.
+    assert report.control_bytes_per_s == pytest.approx(sent - besides, rel=0.05)
+    assert 100 < report.control_bytes_per_s < 1_000
+    assert report.rounds_undone == 0
+    assert report.late_share_by_link == {"home": 0.0}
+
+
+def test_what_a_split_undid_is_counted() -> None:
+    """P5, P7: the lighter side takes its rounds back, and only that side."""
+    world = World(5, 2, Rules(window_ms=1_000, deadline_ceiling_ms=3_000))
+    costs = Costs()
+    world.on_note = costs.on_note
+    world.run_for(5_000)
+    world.network.split(world.peers[name].id for name in ("p1", "p4"))
+    world.run_for(30_000)
+    apart = world.peers["p1"].peer.ledger.head.round
+    world.network.heal()
+    world.run_for(60_000)
+    assert set(costs.undone) == {"p1", "p4"}
+    assert 5 < costs.undone["p1"] <= apart
+
+
 def test_a_narrow_link_is_named() -> None:
     """P7: the one peer whose uplink cannot carry its share is what the report points at."""
-    thin = LinkKind(name="thin", down_mbit=0.05, up_mbit=0.05, delay_ms=30)
+    thin = LinkKind(name="thin", down_mbit=0.03, up_mbit=0.03, delay_ms=30)
     report = simulate(peers=12, rounds=4, rules=Rules(window_ms=2_000), links=[thin], seed=2)
     assert "thin" in report.bottleneck
     assert "Mbit/s" in report.bottleneck

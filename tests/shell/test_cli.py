@@ -197,6 +197,18 @@ def test_simulate_prints_json(peer: Run) -> None:
     report = json.loads(out)
     assert report["rounds"] >= 3
     assert report["digests_equal"]
+    assert report["late_share_by_link"] == {"lan": 0.0}
+
+
+def test_simulate_says_what_to_expect(peer: Run) -> None:
+    """Seconds a round, bytes up and down, the bottleneck, and whose rounds are lost."""
+    links = str(ROOT / "configs" / "links-home.toml")
+    code, out, err = peer("simulate", "--peers", "10", "--rounds", "4", "--links", links)
+    assert code == 0, err
+    said = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert {"swarm", "sent", "received", "control", "bottleneck", "rounds"} <= set(said)
+    assert "5 cable, 3 wireless, 2 behind a router" in said["swarm"]
+    assert "% behind a router" in said["rounds"]
 
 
 def test_a_home_holds_one_run(peer: Run, tmp_path: Path) -> None:
