@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from protocol.entries import Card
-from protocol.events import Apply, Halt, Note, Rebuild, StartWork
+from protocol.events import Answer, Apply, EchoBack, Halt, Note, Rebuild, StartWork, TryDial
 from protocol.ids import PeerId
 from protocol.ledger import Write
 
@@ -53,3 +53,28 @@ class Watcher(Protocol):
     def note(self, note: Note) -> None: ...
 
     def halt(self, halt: Halt) -> None: ...
+
+
+class Prober(Protocol):
+    """Tries out connections and clocks, for members who examine theirs."""
+
+    def try_dial(self, task: TryDial) -> None: ...
+
+    def echo(self, task: EchoBack) -> tuple[int, bytes]:
+        """Unix time in milliseconds, and as many bytes as are wanted."""
+        ...
+
+    def answered(self, answer: Answer) -> None: ...
+
+
+class NoProber:
+    """Where nobody examines anything."""
+
+    def try_dial(self, task: TryDial) -> None:
+        pass
+
+    def echo(self, task: EchoBack) -> tuple[int, bytes]:
+        return 0, bytes(task.want)
+
+    def answered(self, answer: Answer) -> None:
+        pass

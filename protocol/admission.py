@@ -59,7 +59,8 @@ class Admissions:
         if core.is_member or self._next_join_ms is None or core.now < self._next_join_ms:
             return
         self._next_join_ms = core.now + 2 * core.rules.ping_interval_ms
-        known = sorted(peer for peer in core.cards if peer != core.me)
+        others = sorted(peer for peer in core.cards if peer != core.me)
+        known = [peer for peer in others if core.cards[peer].addresses] or others
         members = [peer for peer in known if peer in core.head.roster]
         chosen = core.dice.pick(members or known, core.rules.collectors)
         for peer in chosen:

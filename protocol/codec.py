@@ -31,6 +31,10 @@ from protocol.messages import (
     Closed,
     Commit,
     Contribute,
+    DialBack,
+    DialledBack,
+    Echo,
+    Echoed,
     Entries,
     EntriesRequest,
     Evidence,
@@ -48,10 +52,14 @@ from protocol.messages import (
     Promise,
     Propose,
     Refused,
+    Relay,
     Rumor,
     Sync,
+    Unrelayed,
     View,
+    Way,
     Welcome,
+    Why,
 )
 from protocol.wire import FLAG, SCALAR, Field, blob, converted, many, optional, record, text, uint
 
@@ -63,6 +71,8 @@ RUMORS_MAX: Final = 16
 ENTRIES_MAX: Final = 512
 VIEW_RUMORS_MAX: Final = 4_096
 VIEW_CARDS_MAX: Final = 512
+RELAYED_BYTES_MAX: Final = 256 << 10
+FILLER_BYTES_MAX: Final = 64 << 10
 
 
 def unpack(raw: bytes) -> Any:  # noqa: ANN401 - whatever msgpack finds
@@ -109,6 +119,10 @@ _RUMOR: Final = record(Rumor, PEER, _HEALTH, uint(U32))
 _RUMORS: Final = many(_RUMOR, RUMORS_MAX)
 _TOKEN: Final = optional(TOKEN)
 
+_WAY: Final = record(Way, text(256), optional(uint(U32)))
+_WHY: Final[Field[Why]] = converted(uint(255), Why, int)
+_FILLER: Final[Field[bytes]] = blob(0, FILLER_BYTES_MAX)
+
 # The table of kinds. A number, once given, keeps its meaning for as long as VERSION stays.
 _KINDS: Final[dict[int, tuple[type, Field[Any]]]] = {
     1: (Hello, record(Hello, CARD, _TOKEN)),
@@ -135,6 +149,15 @@ _KINDS: Final[dict[int, tuple[type, Field[Any]]]] = {
     19: (EntriesRequest, record(EntriesRequest, many(record(Locator, ROUND, HASH), 256))),
     20: (Entries, record(Entries, many(ENTRY, ENTRIES_MAX), _HEAD)),
     21: (Evidence, record(Evidence, PEER, ROUND, HASH, HASH, SIGNATURE, HASH, SIGNATURE)),
+    34: (
+        Relay,
+        record(Relay, PEER, PEER, uint(U64), uint(U64), blob(3, RELAYED_BYTES_MAX), SIGNATURE),
+    ),
+    35: (Unrelayed, record(Unrelayed, PEER, _WHY)),
+    36: (DialBack, record(DialBack, _SEQUENCE)),
+    37: (DialledBack, record(DialledBack, _SEQUENCE, many(_WAY, 8))),
+    38: (Echo, record(Echo, _SEQUENCE, uint(FILLER_BYTES_MAX), _FILLER)),
+    39: (Echoed, record(Echoed, _SEQUENCE, uint(U64), _FILLER)),
 }
 _NUMBERS: Final = {cls: number for number, (cls, _) in _KINDS.items()}
 
@@ -143,6 +166,11 @@ def encode(message: Message) -> bytes:
     """The frame of a message."""
     number = _NUMBERS[type(message)]
     return bytes((VERSION, number)) + bytes(msgpack.packb(_KINDS[number][1].write(message)))
+
+
+def number_of(kind: type) -> int:
+    """The byte that stands for a kind of message."""
+    return _NUMBERS[kind]
 
 
 def kind_of(frame: bytes) -> type:

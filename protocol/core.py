@@ -39,6 +39,7 @@ class Core:
     manifest: bytes
     now: Millis
     cards: dict[PeerId, Card] = field(default_factory=dict)  # newest known of each peer
+    cards_version: int = 0  # rises when a card changes
     out: list[Effect] = field(default_factory=list)
     faults: dict[bytes, int] = field(default_factory=dict)  # bad messages by sender
     answers: Ration = field(default_factory=lambda: Ration(_ANSWERS_BURST, _ANSWERS_EVERY_MS))
@@ -91,6 +92,7 @@ class Core:
         if card.peer == self.me or (known is not None and known.sequence >= card.sequence):
             return
         self.cards[card.peer] = card
+        self.cards_version += 1
         self.out.append(Connect(card))
         self.save([Write("cards", card.peer, encode_card(card))])
         if known is None and len(self.cards) > len(self.head.roster) + STRANGERS_MAX:
@@ -103,11 +105,13 @@ class Core:
         oldest = next((p for p in self.cards if p not in roster and p not in kept), None)
         if oldest is not None:
             del self.cards[oldest]
+            self.cards_version += 1
             self.out.append(Disconnect(oldest))
             self.save([Write("cards", oldest, None)])
 
     def set_own_card(self, card: Card) -> None:
         self.cards[self.me] = card
+        self.cards_version += 1
         self.save([Write("cards", self.me, encode_card(card))])
 
     def collectors(self) -> list[PeerId]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from protocol.entries import Card, Entry, Token
 from protocol.ids import Hash, PeerId
 from protocol.ledger import Write
-from protocol.messages import Locator, Message
+from protocol.messages import DialBack, DialledBack, Echo, Echoed, Locator, Message, Way
 
 # Events
 
@@ -62,7 +62,24 @@ class MoveAsked:
     card: Card
 
 
-Event = Started | Received | Tick | WorkDone | Applied | StopAsked | MoveAsked
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Put a question to a member; what comes back is an `Answer`."""
+
+    to: PeerId
+    message: DialBack | Echo
+
+
+@dataclass(frozen=True, slots=True)
+class Dialled:
+    """What came of `TryDial`."""
+
+    to: PeerId
+    sequence: int
+    ways: tuple[Way, ...]
+
+
+Event = Started | Received | Tick | WorkDone | Applied | StopAsked | MoveAsked | Ask | Dialled
 
 # Effects, to be performed in the order given. What `Save` asks for is on disk before the next
 # effect is touched.
@@ -149,6 +166,32 @@ class ServeEntries:
 
 
 @dataclass(frozen=True, slots=True)
+class TryDial:
+    """Open a fresh connection to each address of this card, and say with `Dialled` what worked."""
+
+    to: PeerId
+    sequence: int
+    card: Card
+
+
+@dataclass(frozen=True, slots=True)
+class EchoBack:
+    """Send `Echoed` with the time of day and so many bytes."""
+
+    to: PeerId
+    sequence: int
+    want: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To what `Ask` asked."""
+
+    source: PeerId
+    message: DialledBack | Echoed
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """Something that a person or a metric should know."""
 
@@ -176,6 +219,9 @@ Effect = (
     | StopWork
     | GiveBack
     | ServeEntries
+    | TryDial
+    | EchoBack
+    | Answer
     | Note
     | Halt
 )
