@@ -7,11 +7,16 @@ down_mbit = 40
 up_mbit = 10
 delay_ms = 30     # one way, from end to end
 jitter_ms = 20    # up to so much more or less
+heavy_tail = true # few messages come far later still
+nat = true        # nobody can dial it
+loss = 0.001      # of messages
 
 [[link]]
 name = "campus"
 share = 1
 ...
+
+`configs/links-home.toml` is one to start from.
 """
 
 import random
@@ -46,20 +51,31 @@ class LinkKind(BaseModel):
     """One way, from end to end. Between two kinds it is the mean of theirs."""
     jitter_ms: Time = 0.0
     """The delay is up to so much longer or shorter."""
+    heavy_tail: bool = False
+    """Wireless and busy lines: the delay is longer only, in half of all cases by more than
+    `jitter_ms`, in one of a hundred by more than ten times as much, and never by more than fifty.
+    """
     loss: Chance = 0.0
     """Of messages. TCP repairs what its packets lose, so this is for broken connections."""
+    nat: bool = False
+    """Behind a router that lets nobody in: reached over the connections that it opened itself."""
 
     @model_validator(mode="after")
     def _no_time_travel(self) -> Self:
-        if self.jitter_ms > self.delay_ms:
+        if self.jitter_ms > self.delay_ms and not self.heavy_tail:
             raise ValueError("jitter_ms must not be more than delay_ms")
         return self
 
     def link(self) -> Link:
+        delay_ms, jitter_ms = self.delay_ms - self.jitter_ms, 2 * self.jitter_ms
+        if self.heavy_tail:
+            delay_ms, jitter_ms = self.delay_ms, self.jitter_ms
         return Link(
-            delay_ms=self.delay_ms - self.jitter_ms,
-            jitter_ms=2 * self.jitter_ms,
+            delay_ms=delay_ms,
+            jitter_ms=jitter_ms,
+            heavy_tail=self.heavy_tail,
             loss=self.loss,
+            nat=self.nat,
             up_bytes_per_ms=self.up_mbit * _BYTES_PER_MS,
             down_bytes_per_ms=self.down_mbit * _BYTES_PER_MS,
         )

@@ -1,15 +1,20 @@
-"""Links between simulated peers: delay, loss, duplicates, reordering, splits; bytes counted."""
+"""Links between simulated peers: delay, loss, duplicates, reordering, rates; bytes counted."""
 
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
+from node.sim.reach import Reach
 from protocol.ids import PeerId
 
 # Connections share a link packet by packet, so what fits a few packets does not wait for a megabyte
 # to somebody else: only for what a modem has in its buffer.
 SMALL_BYTES = 4_096
 BUFFER_MS = 100.0
+
+# A heavy tail is log-normal with sigma 1: of a hundred messages one waits ten times the median.
+TAIL_MAX = 50.0
 
 # Ethernet, IP and TCP headers, and ZeroMQ's CURVE framing, of one small message.
 FRAME_OVERHEAD_BYTES = 101
@@ -25,12 +30,21 @@ class Link:
 
     delay_ms: float = 20.0
     jitter_ms: float = 10.0  # up to so much is added to the delay
+    heavy_tail: bool = False  # half of all messages wait longer than `jitter_ms`, a few far longer
     loss: float = 0.0
     duplicate: float = 0.0
     up_bytes_per_ms: float = 0.0
     down_bytes_per_ms: float = 0.0
+    nat: bool = False  # cannot be dialled: reached only over connections that it opened itself
+
+    def late_ms(self, chance: random.Random) -> float:
+        """What chance adds to the delay of one message."""
+        if self.heavy_tail:
+            return self.jitter_ms * min(TAIL_MAX, chance.lognormvariate(0.0, 1.0))
+        return self.jitter_ms * chance.random()
 
 
+@lru_cache(maxsize=1024)
 def between(one: Link, other: Link) -> Link:
     """The way from one to the other."""
     if one is other:
@@ -38,6 +52,7 @@ def between(one: Link, other: Link) -> Link:
     return Link(
         (one.delay_ms + other.delay_ms) / 2,
         (one.jitter_ms + other.jitter_ms) / 2,
+        one.heavy_tail or other.heavy_tail,
         (one.loss + other.loss) / 2,
         (one.duplicate + other.duplicate) / 2,
         one.up_bytes_per_ms,
@@ -52,7 +67,7 @@ class Network:
         self.link = link
         self.own_links: dict[PeerId, Link] = {}
         self._chance = chance
-        self._sides: dict[PeerId, int] = {}
+        self.reach = Reach(lambda peer: self.link_of(peer).nat)
         self._up_free: dict[PeerId, float] = {}
         self._down_free: dict[PeerId, float] = {}
         self.sent_bytes: dict[PeerId, int] = {}
@@ -64,15 +79,18 @@ class Network:
 
     def split(self, side: Iterable[PeerId]) -> None:
         """Cut these off from all others; earlier cuts stay."""
-        number = 1 + max(self._sides.values(), default=0)
-        for peer in side:
-            self._sides[peer] = number
+        self.reach.split(side)
+
+    def cut(self, senders: Iterable[PeerId], receivers: Iterable[PeerId]) -> None:
+        """What these send to those is lost; the other way stays open."""
+        self.reach.cut(senders, receivers)
 
     def heal(self) -> None:
-        self._sides.clear()
+        self.reach.heal()
 
     def joined(self, one: PeerId, other: PeerId) -> bool:
-        return self._sides.get(one, 0) == self._sides.get(other, 0)
+        """Can the two talk to each other, without a third?"""
+        return self.reach.joined(one, other)
 
     def arrivals(self, sender: PeerId, to: PeerId, size: int, now_ms: float) -> list[float]:
         """When copies of a message of `size` bytes arrive: none, one or two times."""
@@ -81,13 +99,13 @@ class Network:
         size += FRAME_OVERHEAD_BYTES
         self.messages += 1
         self.sent_bytes[sender] = self.sent_bytes.get(sender, 0) + size
-        if not self.joined(sender, to) or (way.loss and chance.random() < way.loss):
+        if not self.reach.passes(sender, to) or (way.loss and chance.random() < way.loss):
             return []
         left = self._pass(self._up_free, sender, size, way.up_bytes_per_ms, now_ms)
         copies = 2 if way.duplicate and chance.random() < way.duplicate else 1
         times = []
         for _ in range(copies):
-            arrives = left + way.delay_ms + way.jitter_ms * chance.random()
+            arrives = left + way.delay_ms + way.late_ms(chance)
             times.append(self._pass(self._down_free, to, size, way.down_bytes_per_ms, arrives))
             self.received_bytes[to] = self.received_bytes.get(to, 0) + size
         return times

@@ -188,7 +188,8 @@ class World:
         return self.peers[name]
 
     def _card(self, keys: StubKeys, sequence: int) -> Card:
-        addresses = (f"sim://{keys.peer[:4].hex()}",)
+        nat = self.network.link_of(keys.peer).nat
+        addresses = () if nat else (f"sim://{keys.peer[:4].hex()}",)
         signed = card_bytes(self.run, keys.peer, sequence, addresses)
         return Card(keys.peer, sequence, addresses, keys.sign(signed))
 
@@ -203,6 +204,7 @@ class World:
     def start(self, who: SimPeer) -> None:
         """Start, or start again, with what is on disk."""
         assert not who.up
+        self.network.reach.restarted(who.id)
         who.life += 1
         who.sequence += 1
         who.wants_up, who.halted = True, None
@@ -242,6 +244,7 @@ class World:
             who.made += who.worker.made
         who.shell = who.worker = None
         who.life += 1
+        self.network.reach.restarted(who.id)
 
     def stop(self, who: SimPeer) -> None:
         """Ctrl-C."""

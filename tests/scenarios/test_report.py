@@ -99,6 +99,13 @@ def test_a_bad_file_of_links_is_refused(text: str, complaint: str, tmp_path: Pat
         load_links(path)
 
 
+def test_the_file_that_ships_can_be_read() -> None:
+    """And has a peer that nobody can dial, and one whose delays have a heavy tail."""
+    kinds = load_links(Path(__file__).parents[2] / "configs" / "links-home.toml")
+    assert any(kind.nat for kind in kinds)
+    assert any(kind.heavy_tail for kind in kinds)
+
+
 def test_unknown_kinds_of_links_are_refused() -> None:
     """With a hint."""
     with pytest.raises(ConfigError) as caught:
