@@ -72,7 +72,6 @@ class _Detour:
     """A member whom somebody else reaches for us."""
 
     relay: PeerId
-    since_ms: Millis
     retry_ms: int  # when the direct way is tried again, if there is one
     patience_ms: int
     retries: bool = False  # the next ping goes both ways
@@ -133,7 +132,9 @@ class Relaying:
         if self._reaches(target):
             return None
         anchors = self._anchors(target, _CANDIDATES)
-        return next((peer for peer in anchors if self._may_relay(target, peer)), None)
+        usable = [anchor for anchor in anchors if self._can_relay(target, anchor)]
+        # The first that did not fail us lately; if all did, the one that failed us longest ago.
+        return min(usable, key=lambda anchor: self._avoided_until(target, anchor), default=None)
 
     def _can_be_dialled(self, peer: PeerId) -> bool:
         card = self._core.cards.get(peer)
@@ -147,14 +148,20 @@ class Relaying:
         is_connected = heard_ms is not None and self._core.now - heard_ms < _DIRECT_MS
         return is_connected or self._can_be_dialled(peer)
 
-    def _may_relay(self, target: PeerId, relay: PeerId) -> bool:
+    def _can_relay(self, target: PeerId, relay: PeerId) -> bool:
         core = self._core
-        if relay in (core.me, target) or relay in core.membership.down():
+        if relay in (core.me, target) or relay not in core.head.roster:
             return False
-        if relay not in core.head.roster or not self._reaches(relay):
-            return False
-        avoided = (self._avoided.get((who, relay), 0) for who in (target, None))
-        return all(until <= core.now for until in avoided)
+        is_up = relay not in core.membership.down() and self._reaches(relay)
+        return is_up and self._avoided_until(None, relay) == 0
+
+    def _avoided_until(self, target: PeerId | None, relay: PeerId) -> int:
+        """0: not any more."""
+        until_ms = self._avoided.get((target, relay), 0)
+        return until_ms if until_ms > self._core.now else 0
+
+    def _may_relay(self, target: PeerId, relay: PeerId) -> bool:
+        return self._can_relay(target, relay) and self._avoided_until(target, relay) == 0
 
     def _anchors(self, hidden: PeerId, count: int) -> Iterator[PeerId]:
         """Members with addresses that are up, in the order in which `hidden` holds on to them."""
@@ -218,23 +225,25 @@ class Relaying:
 
     def vouched(self, peer: PeerId, helper: PeerId) -> None:
         """`helper` has an answer of `peer`, who did not answer us."""
-        core = self._core
-        heard_ms = self._direct_ms.get(peer)
-        if heard_ms is not None and core.now - heard_ms < core.rules.ping_interval_ms:
+        if self._heard_lately(peer) or not self._may_relay(peer, helper):
             return
         silent = self.relay_of(peer)
         if silent is not None and silent != helper:
             self._avoid(peer, silent, _AVOID_MS)
-        self._detour(peer, helper)
+        self._detour(peer, helper, self._core.rules.ping_interval_ms)
 
-    def _detour(self, peer: PeerId, relay: PeerId) -> None:
+    def _heard_lately(self, peer: PeerId) -> bool:
+        heard_ms = self._direct_ms.get(peer)
+        patience_ms = 2 * self._core.rules.ping_interval_ms
+        return heard_ms is not None and self._core.now - heard_ms < patience_ms
+
+    def _detour(self, peer: PeerId, relay: PeerId, patience_ms: int) -> None:
         core = self._core
         if peer not in core.head.roster or not self._may_relay(peer, relay):
             return
-        patience_ms = core.rules.ping_interval_ms
         if self._can_be_dialled(peer):
             self._broken[peer] = None
-        self._detours[peer] = _Detour(relay, core.now, core.now + patience_ms, patience_ms)
+        self._detours[peer] = _Detour(relay, core.now + patience_ms, patience_ms)
 
     def _end_detour(self, peer: PeerId) -> None:
         self._detours.pop(peer, None)
@@ -307,9 +316,19 @@ class Relaying:
         if not window.admit(message.epoch, message.count):
             self.counts.repeated += 1
             return None
-        if not self._can_be_dialled(origin) and not self._reaches(origin):
-            self._detour(origin, sender)  # the answer goes back the way that the question came
+        if not self._heard_lately(origin):
+            self._follow(origin, sender)
         return message.frame
+
+    def _follow(self, origin: PeerId, relay: PeerId) -> None:
+        """Its direct way to us is not open, and this one is: answers go back the way that questions
+        came, until it answers directly.
+        """
+        known = self._detours.get(origin)
+        if known is None:
+            self._detour(origin, relay, patience_ms=0)
+        elif self._may_relay(origin, relay):
+            known.relay = relay
 
     @staticmethod
     def relayed(message: Message) -> Message:
@@ -355,7 +374,8 @@ class Relaying:
             self._attach()
         for peer in [peer for peer in self._broken if core.now >= self._detours[peer].retry_ms]:
             detour = self._detours[peer]
-            detour.patience_ms = min(2 * detour.patience_ms, _RETRY_MS_MAX)
+            least_ms = core.rules.ping_interval_ms
+            detour.patience_ms = min(2 * max(detour.patience_ms, least_ms), _RETRY_MS_MAX)
             detour.retry_ms = core.now + detour.patience_ms
             detour.retries = True
             core.send(peer, core.membership.ping(peer))
