@@ -27,7 +27,7 @@ ANCHORS: Final = 3
 _CANDIDATES: Final = 2 * ANCHORS  # who is asked to relay, before we give up
 _ATTACH_MS: Final = 10_000
 _DIRECT_MS: Final = 60_000  # a connection on which nothing was heard for so long may be gone
-_AVOID_MS: Final = 30_000  # a relay that had no way or no room
+_AVOID_MS: Final = 10_000  # a relay that had no way or no room
 _LIAR_MS: Final = 600_000  # a relay that altered what it passed on
 _AVOIDED_MAX: Final = 1_024
 _RETRY_MS_MAX: Final = 64_000
@@ -241,6 +241,8 @@ class Relaying:
         core = self._core
         if peer not in core.head.roster or not self._may_relay(peer, relay):
             return
+        while len(self._detours) > len(core.head.roster):
+            self._end_detour(next(iter(self._detours)))
         if self._can_be_dialled(peer):
             self._broken[peer] = None
         self._detours[peer] = _Detour(relay, core.now + patience_ms, patience_ms)
@@ -324,6 +326,7 @@ class Relaying:
         """Its direct way to us is not open, and this one is: answers go back the way that questions
         came, until it answers directly.
         """
+        self._avoided.pop((origin, relay), None)
         known = self._detours.get(origin)
         if known is None:
             self._detour(origin, relay, patience_ms=0)
