@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any, Final
 
 from node.prober import NodeProber, wall_ms
@@ -125,7 +124,3 @@ async def _rate(prober: NodeProber, member: PeerId, want: int, filler: bytes) ->
     seconds = last - started
     rate = moved / seconds if moved and seconds > 0 else None
     return Rate(member.hex(), moved, round(seconds, 3), rate)
-
-
-def middle(values: Sequence[float]) -> float | None:
-    return median(values) if values else None

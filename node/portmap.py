@@ -57,12 +57,11 @@ class Upnp:
     def map(self, port: int, wanted: int, lifetime_s: int) -> Mapping:
         device = self._device()
         try:
-            arguments = (wanted, "TCP", device.lanaddr, port, "peer", "", lifetime_s)
-            granted = device.addportmapping(*arguments)
+            self._add(device, port, wanted, lifetime_s)
             external = device.externalipaddress()
         except Exception as error:  # miniupnpc raises bare exceptions
             raise NoMapping(f"the router refuses: {error}") from error
-        if not granted or not external:
+        if not external:
             raise NoMapping("the router has no address to share")
         return Mapping(external, wanted, lifetime_s)
 
@@ -73,6 +72,15 @@ class Upnp:
             raise
         except Exception as error:
             raise NoMapping(f"the router refuses: {error}") from error
+
+    @staticmethod
+    def _add(device: Any, port: int, wanted: int, lifetime_s: int) -> None:  # noqa: ANN401
+        """Some routers know no leases, and say so only by refusing one."""
+        place = wanted, "TCP", device.lanaddr, port, "peer", ""
+        try:
+            device.addportmapping(*place, lifetime_s)
+        except Exception:  # which error it was only the text would tell
+            device.addportmapping(*place, 0)
 
     def _device(self) -> Any:  # noqa: ANN401 - a C extension without types
         device = optional("miniupnpc", "upnp").UPnP()
