@@ -15,6 +15,7 @@ from node.build import Workshop
 from node.config import NodeConfig, RunFile
 from node.control import ControlServer
 from node.curve import identity_keys
+from node.donor import Donor
 from node.driver import Driver, NodeWatcher, ObservedWorker, TransportPort, now_ms
 from node.errors import ConfigError, UserError
 from node.examine import examine
@@ -23,17 +24,19 @@ from node.metrics import Endpoint, Metrics
 from node.offline import keep_settings
 from node.perform import Shell
 from node.prober import NodeProber
+from node.snapshots import Snapshots
 from node.stats import Stats
 from node.store import Store
 from node.telemetry import EventLog
 from node.transport_zmq import Inbound, ZmqTransport
 from node.worker import Place, Reports, TrainingWorker
+from protocol.codec import encode
 from protocol.events import MoveAsked, Started, StopAsked
 from protocol.identity import Identity
 from protocol.ids import Hash, PeerId, short
 from protocol.invites import Contact, Invite, encode_invite, mint_token
 from protocol.ledger import Judge, Mark, Write
-from protocol.messages import Health
+from protocol.messages import Health, Message
 from protocol.peer import Peer
 from protocol.relaying import RelayLimits
 from protocol.restore import restore, saved_cards
@@ -210,22 +213,37 @@ class Node:
             stats.activity = f"{what} {done}/{total}"
             self._tell(stats.activity)
 
-        place = Place(
-            run, identity.peer, founders, rules.window_ms, plan.home, plan.node.checkpoint_s
-        )
+        def send(to: PeerId, message: Message) -> None:
+            transport.send(to, encode(message))
+
+        place = Place(run, identity.peer, founders, rules)
+        watcher = NodeWatcher(log, stats, metrics, self._tell)
+        snapshots = Snapshots(plan.home, store, rules.snapshot_every)
 
         def merged(seconds: float) -> None:
             metrics.observe("peer_apply_seconds", seconds)
 
-        reports = Reports(self._driver.post, self._driver.fail, progress, merged)
-        worker = TrainingWorker(trainer, place, store, reports)
-        watcher = NodeWatcher(log, stats, metrics)
-        prober = NodeProber(self._driver.post, identity_keys(store.identity()))
+        post, fail = self._driver.post, self._driver.fail
+        reports = Reports(post, send, watcher.note, fail, progress, merged)
+        worker = TrainingWorker(trainer, place, store, snapshots, reports)
+        donor = Donor(snapshots, send, post, fail, plan.node.upload_mbit * 125_000)
+        observed = ObservedWorker(worker, stats)
+        prober = NodeProber(post, identity_keys(store.identity()))
         port = TransportPort(transport)
-        shell = Shell(peer, port, store, ObservedWorker(worker, stats), watcher, prober)
+        shell = Shell(peer, port, store, observed, donor, watcher, prober)
         card = bootstrap.next_card(store, run, identity, front.addresses())
         status = _Status(
-            self, peer, stats, transport, kept, identity, workshop, prober, card.addresses
+            self,
+            peer,
+            stats,
+            transport,
+            kept,
+            identity,
+            workshop,
+            prober,
+            card.addresses,
+            snapshots,
+            donor,
         )
 
         def each_second() -> None:
@@ -233,13 +251,14 @@ class Node:
             if front.addresses() != status.addresses:
                 card = bootstrap.next_card(store, run, identity, front.addresses())
                 status.addresses = card.addresses
-                self._driver.post(MoveAsked(card))
+                post(MoveAsked(card))
 
         cards = tuple(card for card in saved_cards(store) if card.peer != identity.peer)
         for known in cards:
             transport.set_peer(known.peer, known.addresses)
         self._driver.post(Started(card, cards, kept.token))
         worker.start()
+        donor.start()
         front.keep()
         where = ", ".join(card.addresses) or "no address"
         self._tell(f"peer {short(identity.peer)} is up on {where}")
@@ -254,6 +273,7 @@ class Node:
         finally:
             if endpoint is not None:
                 endpoint.close()
+            donor.close()
             worker.close(_CLOSE_S)
 
     async def _loop(
@@ -311,8 +331,11 @@ class _Status:
         workshop: Workshop,
         prober: NodeProber,
         addresses: tuple[str, ...],
+        snapshots: Snapshots,
+        donor: Donor,
     ) -> None:
         self.addresses, self._prober = addresses, prober
+        self._snapshots, self._donor = snapshots, donor
         self._node, self._peer, self._stats = node, peer, stats
         self._transport, self._kept, self._identity = transport, kept, identity
         self._workshop = workshop
@@ -435,6 +458,11 @@ class _Status:
             "refused_handshakes": counters.refused_handshakes,
             "faults": sum(peer.faults.values()),
             "disk_bytes": _folder_bytes(self._node.home),
+            "snapshots": self._snapshots.rounds(),
+            "snapshot_bytes": self._snapshots.disk_bytes(),
+            "chunks_served_bytes": self._donor.served_bytes,
+            "chunks_fetched_bytes": self._donor.fetched_bytes,
+            "damaged_chunks": self._snapshots.damaged,
             **self._stats.as_json(),
         }
 

@@ -43,6 +43,9 @@ class RulesConfig(_Table):
     """The most time that stragglers get past the window."""
     heldout_every: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     """Every so many rounds one member measures the held-out loss."""
+    snapshot_every: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    """Every so many rounds the state goes to disk on all peers, for newcomers to fetch from many.
+    """
     members_max: Annotated[int, Field(ge=1, le=4_096)] = 1_024
 
     def rules(self) -> Rules:
@@ -52,6 +55,7 @@ class RulesConfig(_Table):
             deadline_floor_ms=round(self.grace_s * 1000),
             deadline_ceiling_ms=round(max(self.grace_s, self.patience_s) * 1000),
             heldout_every=self.heldout_every,
+            snapshot_every=self.snapshot_every,
             members_max=self.members_max,
             **PRESETS[self.network],
         )
@@ -83,8 +87,10 @@ class NodeConfig(_Table):
     """For `model.kind = "factory"`: label -> `module:function`. Only this file may name code."""
     metrics: str | None = None
     """`127.0.0.1:9100`: answer Prometheus there."""
-    checkpoint_s: Annotated[float, Field(ge=1)] = 60.0
-    """At least so long between two checkpoints of the weights on disk."""
+    upload_mbit: Annotated[float, Field(ge=0)] = 0.0
+    """At most so many Mbit/s for chunks of snapshots and large payloads that others fetch from
+    here; 0: as much as the line takes.
+    """
 
 
 class RunFile(_Table):

@@ -10,8 +10,8 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from node.metrics import Metrics
 from node.perform import Shell, perform
@@ -25,11 +25,16 @@ from protocol.events import (
     Apply,
     Event,
     Halt,
+    Hold,
     Note,
+    Patch,
     Rebuild,
     Received,
+    Restore,
+    ServeMend,
     StartWork,
     StopAsked,
+    TakeChecks,
     Tick,
     WorkDone,
 )
@@ -93,12 +98,31 @@ class ObservedWorker:
         self._stats.late += 1
         self._worker.give_back(round, payload)
 
+    def hold(self, task: Hold) -> None:
+        self._stats.activity = "waiting for a snapshot"
+        self._worker.hold(task)
+
+    def restore(self, task: Restore) -> None:
+        self._stats.activity = f"loading the snapshot of round {task.snapshot.round}"
+        self._worker.restore(task)
+
+    def take_checks(self, task: TakeChecks) -> None:
+        self._worker.take_checks(task)
+
+    def serve_mend(self, task: ServeMend) -> None:
+        self._worker.serve_mend(task)
+
+    def patch(self, task: Patch) -> None:
+        self._worker.patch(task)
+
 
 class NodeWatcher:
     """Notes go to the log and the metrics; a halt ends the driver."""
 
-    def __init__(self, log: EventLog, stats: Stats, metrics: Metrics) -> None:
-        self._log, self._stats, self._metrics = log, stats, metrics
+    def __init__(
+        self, log: EventLog, stats: Stats, metrics: Metrics, tell: Callable[[str], None]
+    ) -> None:
+        self._log, self._stats, self._metrics, self._tell = log, stats, metrics, tell
         self.halted: Halt | None = None
 
     def note(self, note: Note) -> None:
@@ -107,11 +131,32 @@ class NodeWatcher:
             self._metrics.add("peer_digest_mismatches")
         elif note.event == "switched":
             self._stats.switches += 1
+        elif note.event == "repaired":
+            self._stats.repairs += 1
+            self._metrics.add("peer_repairs")
+        elif note.event == "fetching-snapshot":
+            self._stats.activity = fetching(note.fields)
+            self._tell(self._stats.activity)
+        elif note.event == "catching-up":
+            self._tell(f"catching up by {note.fields['way']}: {note.fields['why']}")
         self._log.emit(_LEVELS[note.level], note.event, note.fields)
 
     def halt(self, halt: Halt) -> None:
         self._log.info("halt", reason=halt.reason, clean=halt.clean)
         self.halted = halt
+
+
+def fetching(fields: Mapping[str, Any]) -> str:
+    """Progress of a snapshot on its way here, for a person."""
+    total, missing = fields["bytes"], fields["missing_bytes"]
+    if total is None or missing is None:
+        return f"looking for somebody with the snapshot of round {fields['round']}"
+    rate, left = fields["bytes_per_s"], fields["left_s"]
+    pace = "rate unknown" if rate is None else f"{rate / 1e6:.1f} MB/s, {left:.0f} s left"
+    return (
+        f"fetching the snapshot of round {fields['round']}: {(total - missing) / 1e6:.1f} of"
+        f" {total / 1e6:.1f} MB from {fields['holders']} members, {pace}"
+    )
 
 
 class Driver:

@@ -51,6 +51,7 @@ METRICS: Final[Mapping[str, Spec]] = {
     "peer_drops": Spec(Kind.COUNTER, "Messages dropped", "cause"),
     "peer_refused_handshakes": Spec(Kind.COUNTER, "Connections refused"),
     "peer_digest_mismatches": Spec(Kind.COUNTER, "Rounds whose digest differed from the ledger's"),
+    "peer_repairs": Spec(Kind.COUNTER, "Times that damage to the state was found and repaired"),
     "peer_apply_seconds": Spec(Kind.SUMMARY, "Time to apply one closed round"),
 }
 

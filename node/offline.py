@@ -14,6 +14,7 @@ from node.build import Workshop
 from node.config import Manifest, NodeConfig
 from node.errors import UserError
 from node.replica import Progress, Replica
+from node.snapshots import SnapshotReader
 from node.store import load_identity
 from protocol.codec import decode_entry
 from protocol.identity import Identity
@@ -69,7 +70,7 @@ def rebuild(home: Path, progress: Progress, changes: Mapping[str, Any] | None = 
         replica, workshop = make_replica(membership, node, root, Identity(load_identity(home)).peer)
         names = [name for _, name in disk.scan("chain")]
         bodies = tuple(_body(disk, name) for name in names)
-        replica.rebuild(disk, home, len(names), progress, from_scratch=False)
+        replica.rebuild(disk, SnapshotReader(home, disk), len(names), progress)
         if replica.round != len(names):
             raise UserError("the ledger changed while it was read", "run the command again")
         return Rebuilt(membership, workshop, replica, bodies)

@@ -4,24 +4,34 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from node.ports import Disk, NoProber, Prober, Transport, Watcher, Worker
+from node.ports import Blobs, Disk, NoProber, Prober, Transport, Watcher, Worker
 from protocol.codec import encode
 from protocol.events import (
     Answer,
     Apply,
     Connect,
     Disconnect,
+    DropBlob,
     EchoBack,
     Effect,
     GiveBack,
     Halt,
+    Hold,
     Note,
+    OfferBlob,
+    OpenBlob,
+    Patch,
     Rebuild,
+    Restore,
     Save,
     Send,
     ServeEntries,
+    ServeMend,
+    ServePieces,
     StartWork,
     StopWork,
+    StorePiece,
+    TakeChecks,
     TryDial,
 )
 from protocol.messages import Echoed, Entries
@@ -37,6 +47,7 @@ class Shell:
     transport: Transport
     disk: Disk
     worker: Worker
+    blobs: Blobs
     watcher: Watcher
     prober: Prober = field(default_factory=NoProber)
 
@@ -79,6 +90,26 @@ def perform(effects: Iterable[Effect], shell: Shell) -> None:
                 _send(shell, effect.to, encode(Echoed(effect.sequence, wall_ms, filler)))
             case Answer():
                 shell.prober.answered(effect)
+            case OfferBlob():
+                shell.blobs.offer(effect.to, effect.root)
+            case ServePieces():
+                shell.blobs.serve(effect)
+            case OpenBlob():
+                shell.blobs.open(effect)
+            case StorePiece():
+                shell.blobs.put(effect)
+            case DropBlob():
+                shell.blobs.drop(effect.root)
+            case Hold():
+                shell.worker.hold(effect)
+            case Restore():
+                shell.worker.restore(effect)
+            case TakeChecks():
+                shell.worker.take_checks(effect)
+            case ServeMend():
+                shell.worker.serve_mend(effect)
+            case Patch():
+                shell.worker.patch(effect)
             case Note():
                 shell.watcher.note(effect)
             case Halt():

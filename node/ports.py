@@ -6,8 +6,25 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from protocol.entries import Card
-from protocol.events import Answer, Apply, EchoBack, Halt, Note, Rebuild, StartWork, TryDial
-from protocol.ids import PeerId
+from protocol.events import (
+    Answer,
+    Apply,
+    EchoBack,
+    Halt,
+    Hold,
+    Note,
+    OpenBlob,
+    Patch,
+    Rebuild,
+    Restore,
+    ServeMend,
+    ServePieces,
+    StartWork,
+    StorePiece,
+    TakeChecks,
+    TryDial,
+)
+from protocol.ids import Hash, PeerId
 from protocol.ledger import Write
 
 
@@ -47,6 +64,32 @@ class Worker(Protocol):
     def rebuild(self, task: Rebuild) -> None: ...
 
     def give_back(self, round: int, payload: bytes) -> None: ...
+
+    def hold(self, task: Hold) -> None: ...
+
+    def restore(self, task: Restore) -> None: ...
+
+    def take_checks(self, task: TakeChecks) -> None: ...
+
+    def serve_mend(self, task: ServeMend) -> None: ...
+
+    def patch(self, task: Patch) -> None: ...
+
+
+class Blobs(Protocol):
+    """Chunks on disk: what others may have of us, and what we fetch."""
+
+    def offer(self, to: PeerId, root: Hash) -> None: ...
+
+    def serve(self, task: ServePieces) -> None: ...
+
+    def open(self, task: OpenBlob) -> None:
+        """Answered with `BlobOpened`."""
+        ...
+
+    def put(self, task: StorePiece) -> None: ...
+
+    def drop(self, root: Hash) -> None: ...
 
 
 class Watcher(Protocol):

@@ -1,5 +1,5 @@
-"""The replicated state at one place on the chain, and how it moves: entry by entry, or back and on
-again.
+"""The replicated state at one place on the chain, and how it moves: entry by entry, or in one leap
+from a snapshot.
 
 The trainer's thread uses it while a peer runs; `peer export`, `peer generate` and `peer apply` use
 it alone, because the ledger is the model.
@@ -7,13 +7,14 @@ it alone, because the ledger is the model.
 
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from torch import Tensor
 
-from node import checkpoints
+from node.guard import StateGuard
 from node.methods.base import Contribution, Method, RoundContext
+from node.snapshots import Record
+from node.stream import StateStream
 from protocol.codec import decode
 from protocol.entries import Entry
 from protocol.ids import Hash, PeerId, RunId, digest
@@ -27,6 +28,15 @@ _TELL_S: Final = 0.5
 _ROSTER_IN_MARK: Final = slice(40, 72)
 
 Progress = Callable[[str, int, int], None]  # what, done, total
+Place = tuple[int, Hash]  # the round that is open, and the entry before it
+
+
+class Library(Protocol):
+    """Snapshots to start from."""
+
+    def newest(self) -> list[Record]: ...
+
+    def load(self, record: Record) -> dict[str, Tensor] | None: ...
 
 
 class Replica:
@@ -41,62 +51,104 @@ class Replica:
         founders: tuple[PeerId, ...],
     ) -> None:
         self.method = method
+        self.guard = StateGuard()
         self._initial_state = initial_state
         self._run, self._me, self._founders = run, me, founders
         self.round, self.hash = 0, Hash(run)
+        self._roster: tuple[Place, Roster] | None = None  # of the open round, once it was wanted
+
+    @property
+    def place(self) -> Place:
+        return self.round, self.hash
 
     def digest(self) -> int:
         return self.method.state_digest(state_key(self._run, self.round, self.hash))
+
+    def stream(self) -> StateStream:
+        """The state's bytes, as a snapshot of this place would hold them."""
+        meta = {
+            "format": "1",
+            "run": self._run.hex(),
+            "round": str(self.round),
+            "entry": self.hash.hex(),
+        }
+        return StateStream(self.method.replicated_state(), meta)
 
     def merge(self, entry: Entry, seats: tuple[PeerId, ...]) -> None:
         assert entry.body.parent == self.hash, "entries are applied in the ledger's order"
         context = RoundContext(self._run, entry.round, self._me, seats, lambda: False)
         lines = [Contribution(seats[line.seat], line.payload) for line in entry.body.lines]
-        self.method.merge(context, lines)
-        self.round, self.hash = entry.round + 1, entry.hash
+        with self.guard.writing():
+            self.method.merge(context, lines)
+            self.round, self.hash = entry.round + 1, entry.hash
 
-    def save(self, home: Path) -> None:
-        state = self.method.replicated_state()
-        checkpoints.save(home, self.round, self.hash, state, {"run": self._run.hex()})
+    def patch(self, chunks: tuple[tuple[int, bytes], ...]) -> tuple[list[str], int]:
+        """Put right what differs. Returns the tensors' names, and how many bytes were wrong."""
+        names: dict[str, None] = {}
+        changed = 0
+        with self.guard.writing():
+            stream = self.stream()
+            for number, data in chunks:
+                found, count = stream.write(number, data)
+                names |= dict.fromkeys(found)
+                changed += count
+            # What is made from the state, or was a copy of it, follows.
+            self.method.load_replicated_state(stream.tensors)
+        return list(names), changed
 
     # Moving along the chain on disk
 
-    def rebuild(
-        self, disk: Reader, home: Path, round: int, progress: Progress, *, from_scratch: bool
-    ) -> None:
-        """To the place on the chain where `round` is open, as far as the chain on disk leads."""
-        stands = not from_scratch and self._stands_on(disk, round)
-        least = self.round + 1 if stands else 1
-        if from_scratch or (not self._load_checkpoint(disk, home, least, round) and not stands):
+    def start_over(self) -> None:
+        with self.guard.writing():
             self.method.load_replicated_state(self._initial_state())
             self.round, self.hash = 0, Hash(self._run)
+
+    def load(self, tensors: Mapping[str, Tensor], place: Place, disk: Reader) -> None:
+        """Raises ValueError for tensors that are not this method's."""
+        with self.guard.writing():
+            self.method.load_replicated_state(tensors)
+            self.round, self.hash = place
+        self._settle(disk)
+
+    def stands_on(self, disk: Reader, round_max: int) -> bool:
+        """Is this place on the chain, and not past `round_max`?"""
+        return self.round <= round_max and is_on_chain(disk, self.round, self.hash)
+
+    def step(self, disk: Reader) -> bool:
+        """Merge the chain's next entry; False if there is none after this place."""
+        entry = entry_at(disk, self.round)
+        if entry is None or entry.body.parent != self.hash:
+            return False
+        roster = self._roster_here(disk)
+        if roster is None:
+            return False
+        self.merge(entry, roster.members)
+        self._roster = self.place, roster.after(entry.body)
+        return True
+
+    def rebuild(self, disk: Reader, library: Library, round: int, progress: Progress) -> None:
+        """To the place on the chain where `round` is open, as far as the chain on disk leads."""
+        self.find_start(disk, library, round)
         first, told = self.round, time.monotonic()
-        roster = self._roster(disk) if self.round < round else None
-        while self.round < round:
-            entry = entry_at(disk, self.round)
-            if entry is None or roster is None or entry.body.parent != self.hash:
-                return  # the chain moved under us; another rebuild is queued
-            self.merge(entry, roster.members)
-            roster = roster.after(entry.body)
+        while self.round < round and self.step(disk):
             if time.monotonic() - told > _TELL_S:
                 told = time.monotonic()
                 progress("replaying", self.round - first, round - first)
 
-    def _stands_on(self, disk: Reader, round_max: int) -> bool:
-        return self.round <= round_max and _is_on_chain(disk, self.round, self.hash)
-
-    def _load_checkpoint(self, disk: Reader, home: Path, least: int, most: int) -> bool:
-        """The newest one on the chain, of a round from `least` to `most`."""
-        for round in sorted(checkpoints.rounds(home), reverse=True):
-            if not least <= round <= most:
+    def find_start(self, disk: Reader, library: Library, round: int) -> None:
+        """The nearest place before `round` that the state can be at without replaying."""
+        stands = self.stands_on(disk, round)
+        for record in library.newest():
+            if record.round is None or not is_on_chain(disk, record.round, record.entry):
                 continue
-            found = checkpoints.load(home, round)
-            if found is not None and _is_on_chain(disk, round, found.entry_hash):
-                self.method.load_replicated_state(found.tensors)
-                self.round, self.hash = round, Hash(found.entry_hash)
-                self._settle(disk)
-                return True
-        return False
+            if record.round > round or (stands and record.round <= self.round):
+                continue
+            tensors = library.load(record)
+            if tensors is not None:
+                self.load(tensors, (record.round, Hash(record.entry)), disk)
+                return
+        if not stands:
+            self.start_over()
 
     def _settle(self, disk: Reader) -> None:
         """Tell the method which of our recent work is part of the state that was loaded."""
@@ -110,8 +162,12 @@ class Replica:
             if message.payload in payloads:
                 self.method.settled(round, message.payload)
 
-    def _roster(self, disk: Reader) -> Roster | None:
-        """Of the open round: from the nearest mark before it, and the entries since."""
+    def _roster_here(self, disk: Reader) -> Roster | None:
+        """Of the open round: remembered, or from the nearest mark before it and the entries
+        since.
+        """
+        if self._roster is not None and self._roster[0] == self.place:
+            return self._roster[1]
         roster, start = Roster(self._founders), 0
         for key, mark in disk.scan("marks"):
             at = int.from_bytes(key, "big")
@@ -126,7 +182,7 @@ class Replica:
         return roster
 
 
-def _is_on_chain(disk: Reader, round: int, name: bytes) -> bool:
+def is_on_chain(disk: Reader, round: int, name: bytes) -> bool:
     """Is `name` the entry before `round`?"""
     return round == 0 or disk.get("chain", round_key(round - 1)) == name
 

@@ -33,6 +33,7 @@ class Stats:
     states: dict[int, str] = field(default_factory=dict)  # digests of the last rounds
     mismatches: int = 0
     switches: int = 0
+    repairs: int = 0
     late: int = 0
     _work: Rates = field(default_factory=lambda: Rates(_now_ms(), 20_000))
     _moved: Rates = field(default_factory=lambda: Rates(_now_ms(), 20_000))

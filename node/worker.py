@@ -1,7 +1,7 @@
 """The trainer's thread: it owns the replicated state, and does what the protocol wishes, in order.
 
 Work is interrupted as soon as an entry for its round is at hand, so a slow peer keeps pace with the
-ledger. The state is put on disk now and then, as seldom as its cost demands.
+ledger. Every so many rounds the state goes to disk, beside the work, as a snapshot.
 """
 
 import queue
@@ -9,18 +9,43 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from torch import Tensor
 
+from node.keeper import StateKeeper
 from node.methods.base import Method, RoundContext
 from node.ports import Disk
-from node.replica import Progress, Replica
-from protocol.events import Applied, Apply, Event, Rebuild, StartWork, WorkDone
+from node.replica import Progress, Replica, is_on_chain
+from node.snapshots import Record, Snapshots
+from protocol.entries import Entry
+from protocol.events import (
+    Applied,
+    Apply,
+    Behind,
+    Event,
+    Hold,
+    Note,
+    Patch,
+    Patched,
+    Rebuild,
+    Restore,
+    ServeMend,
+    StartWork,
+    TakeChecks,
+    WorkDone,
+)
 from protocol.ids import Hash, PeerId, RunId
+from protocol.ledger import round_key
+from protocol.messages import Message
+from protocol.restore import snapshots_on_chain
+from protocol.rules import Rules
+from protocol.snapshots import SnapshotAt, established, is_taken, named_in
 
-_CHECKPOINT_COST: Final = 20  # time between checkpoints is at least this many times what one takes
+_FAR_ROUNDS: Final = 8  # farther behind than this, the chain on disk is read instead of the queue
+_TELL_S: Final = 0.5
+_TRUSTED_SNAPSHOTS: Final = 8
+_SNAPSHOT_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +64,7 @@ class Place:
     run: RunId
     me: PeerId
     founders: tuple[PeerId, ...]
-    window_ms: int
-    home: Path
-    checkpoint_s: float
+    rules: Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +72,8 @@ class Reports:
     """Where results go; called on the worker's thread."""
 
     post: Callable[[Event], None]
+    send: Callable[[PeerId, Message], None]
+    note: Callable[[Note], None]
     failed: Callable[[BaseException], None]
     progress: Progress
     merged: Callable[[float], None]  # how many seconds one entry took
@@ -65,24 +90,32 @@ class _Close:
     pass
 
 
-_Command = StartWork | Apply | Rebuild | _GiveBack | _Close
+_Command = StartWork | Apply | Rebuild | Restore | Patch | _GiveBack | _Close
 
 
 class TrainingWorker:
     """A `Worker` port."""
 
-    def __init__(self, trainer: Trainer, place: Place, disk: Disk, reports: Reports) -> None:
+    def __init__(
+        self, trainer: Trainer, place: Place, disk: Disk, snapshots: Snapshots, reports: Reports
+    ) -> None:
         self._trainer, self._place, self._disk, self._reports = trainer, place, disk, reports
+        self._snapshots = snapshots
         self._replica = Replica(
             trainer.method, trainer.initial_state, place.run, place.me, place.founders
         )
+        self._keeper = StateKeeper(
+            self._replica, snapshots, reports.post, reports.send, reports.failed
+        )
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._stop = threading.Event()
+        self._urgent = threading.Event()  # a command that work must not keep waiting
+        self._is_held = False  # a snapshot is on its way: no replaying
         self._target: tuple[int, Hash] = (0, Hash(place.run))  # where all that is queued leads
-        self._next_checkpoint_s = time.monotonic() + place.checkpoint_s
         self._thread = threading.Thread(target=self._main, name="trainer", daemon=True)
 
     def start(self) -> None:
+        self._keeper.start()
         self._thread.start()
 
     # The port, called on the driver's thread
@@ -105,11 +138,29 @@ class TrainingWorker:
     def give_back(self, round: int, payload: bytes) -> None:
         self._commands.put(_GiveBack(round, payload))
 
+    def hold(self, task: Hold) -> None:
+        self._is_held = True
+
+    def restore(self, task: Restore) -> None:
+        self._urgent.set()
+        self._commands.put(task)
+
+    def take_checks(self, task: TakeChecks) -> None:
+        self._keeper.take_checks(task)
+
+    def serve_mend(self, task: ServeMend) -> None:
+        self._keeper.serve_mend(task)
+
+    def patch(self, task: Patch) -> None:
+        self._urgent.set()
+        self._commands.put(task)
+
     def close(self, timeout_s: float) -> bool:
         """Finish what is queued, put the state on disk, end. False if that took too long."""
         self._stop.set()
         self._commands.put(_Close())
         self._thread.join(timeout_s)
+        self._keeper.close(_SNAPSHOT_S)
         return not self._thread.is_alive()
 
     # The thread
@@ -129,62 +180,190 @@ class TrainingWorker:
                 self._apply(command)
             case Rebuild():
                 self._rebuild(command)
+            case Restore():
+                self._restore(command)
+            case Patch():
+                self._patch(command)
             case _GiveBack():
                 self._replica.method.give_back(command.round, command.payload)
             case _Close():
-                self._save()
+                if self._replica.round > 0:
+                    self._keeper.take_snapshot()
                 return False
         return True
 
     def _work(self, task: StartWork) -> None:
         place = (task.round, task.parent)
-        if self._target != place or (self._replica.round, self._replica.hash) != place:
+        if self._target != place or self._replica.place != place:
             return  # the round closed before we came to it
         state = self._replica.digest()
         # Measuring the held-out loss is part of the window, or this peer would be late by it.
-        end_s = time.monotonic() + self._place.window_ms / 1000
+        end_s = time.monotonic() + self._place.rules.window_ms / 1000
         heldout = self._trainer.heldout() if task.heldout else None
         context = RoundContext(
             self._place.run,
             task.round,
             self._place.me,
             task.seats,
-            lambda: self._target != place or self._stop.is_set() or time.monotonic() >= end_s,
+            lambda: (
+                self._target != place
+                or self._stop.is_set()
+                or self._urgent.is_set()
+                or time.monotonic() >= end_s
+            ),
         )
         done = self._replica.method.work(context)
         scalars = _finite(done.loss), _finite(heldout)
-        self._reports.post(WorkDone(task.round, task.parent, state, done.payload, *scalars))
+        root = self._root_named_in(task.round)
+        self._reports.post(WorkDone(*place, state, done.payload, *scalars, root))
+
+    def _root_named_in(self, round: int) -> Hash | None:
+        """Of our snapshot whose turn it is to be named, if it is ready and of this chain."""
+        taken = named_in(round, self._place.rules)
+        record = None if taken is None else self._on_chain(taken)
+        return None if record is None else record.root
+
+    def _on_chain(self, round: int) -> Record | None:
+        entry = self._disk.get("chain", round_key(round - 1))
+        return None if entry is None else self._snapshots.find(round, entry)
+
+    # Along the chain
 
     def _apply(self, task: Apply) -> None:
-        if task.entry.round < self._replica.round:
-            return  # a rebuild has been past it
+        replica = self._replica
+        self._compare_roots(task.entry)
+        if task.entry.round < replica.round or self._is_held:
+            return  # a snapshot was past it, or will be
+        far = self._target[0] - replica.round > _FAR_ROUNDS
+        if far or task.entry.body.parent != replica.hash:
+            self._catch_up()
+            return
         started = time.monotonic()
-        self._replica.merge(task.entry, task.seats)
+        replica.merge(task.entry, task.seats)
         self._reports.merged(time.monotonic() - started)
-        if self._target == (self._replica.round, self._replica.hash):
+        self._arrived()
+
+    def _arrived(self) -> None:
+        """The state came to a new place."""
+        replica = self._replica
+        if is_taken(replica.round, self._place.rules):
+            self._keeper.take_snapshot()
+        if self._target == replica.place:
             self._tell_state()  # while catching up, only the last digest is worth its time
-        if time.monotonic() >= self._next_checkpoint_s:
-            self._save()
+
+    def _compare_roots(self, entry: Entry) -> None:
+        """P1, byte for byte: is our snapshot the one that most have?"""
+        agreed = established(entry, self._place.rules)
+        ours = None if agreed is None else self._on_chain(agreed.round)
+        if agreed is None or ours is None or ours.root == agreed.root:
+            return
+        self._snapshots.drop(ours.root)
+        fields = {"round": agreed.round, "mine": ours.root, "theirs": agreed.root}
+        self._reports.note(Note("error", "snapshot-mismatch", fields))
+
+    def _catch_up(self) -> None:
+        """From the chain on disk, as far as it leads; says how fast that goes."""
+        replica = self._replica
+        first, told_s, told_round = replica.round, time.monotonic(), replica.round
+        while not self._is_held and not self._stop.is_set() and replica.round < self._target[0]:
+            if not replica.step(self._disk):
+                return  # the chain moved under us; a rebuild is queued
+            if is_taken(replica.round, self._place.rules):
+                self._keeper.take_snapshot()
+            passed_s = time.monotonic() - told_s
+            if passed_s >= _TELL_S:
+                self._tell_behind(first, 1000 * passed_s / (replica.round - told_round))
+                told_s, told_round = time.monotonic(), replica.round
+        if replica.place == self._target:
+            self._tell_state()
+
+    def _tell_behind(self, first: int, ms_per_round: float) -> None:
+        now, target = self._replica.round, self._target[0]
+        self._reports.progress("replaying round", now - first, target - first)
+        found = snapshots_on_chain(self._disk, target, self._place.rules)
+        ahead = sorted(
+            (snapshot for snapshot in found if snapshot.round > now),
+            key=lambda one: (self._snapshots.partial_bytes(one.root), one.round),
+            reverse=True,
+        )
+        self._reports.post(Behind(now, target, ms_per_round, tuple(ahead)))
 
     def _rebuild(self, task: Rebuild) -> None:
-        replica, progress = self._replica, self._reports.progress
-        replica.rebuild(
-            self._disk, self._place.home, task.round, progress, from_scratch=task.from_scratch
-        )
-        if (replica.round, replica.hash) == (task.round, task.parent):
+        replica = self._replica
+        self._is_held = False
+        if task.from_scratch:
+            replica.start_over()
+            replica.find_start(self._disk, self._agreed(task.round), task.round)
+        else:
+            replica.find_start(self._disk, self._snapshots, task.round)
+        if replica.place == (task.round, task.parent):
             self._tell_state()
+        else:
+            self._catch_up()
+
+    def _agreed(self, head: int) -> "_Agreed":
+        found = snapshots_on_chain(self._disk, head, self._place.rules, _TRUSTED_SNAPSHOTS)
+        return _Agreed(self._snapshots, {snapshot.root for snapshot in found})
+
+    def _restore(self, task: Restore) -> None:
+        self._urgent.clear()
+        self._is_held = False
+        self._load(task.snapshot)
+        self._catch_up()
+        if self._replica.place == self._target:
+            self._tell_state()
+
+    def _load(self, snapshot: SnapshotAt) -> None:
+        """A snapshot that was fetched, unless the chain has left it behind."""
+        entry = self._disk.get("chain", round_key(snapshot.round - 1))
+        record = self._snapshots.finish(snapshot.root, snapshot.round, entry or b"")
+        if not is_on_chain(self._disk, snapshot.round, record.entry):
+            return
+        self._reports.progress("loading the snapshot of round", snapshot.round, snapshot.round)
+        tensors = self._snapshots.load(record)
+        if tensors is None:
+            return  # the disk lost what was checked when it came; it is fetched again
+        try:
+            place = (snapshot.round, Hash(record.entry))
+            self._replica.load(tensors, place, self._disk)
+        except (ValueError, KeyError) as error:
+            self._snapshots.drop(record.root)
+            fields = {"round": snapshot.round, "root": snapshot.root, "error": str(error)}
+            self._reports.note(Note("error", "snapshot-unusable", fields))
+
+    # Repairs
+
+    def _patch(self, task: Patch) -> None:
+        self._urgent.clear()
+        place = (task.round, task.parent)
+        if self._replica.place != place:
+            return  # it came too late; what is damaged still is, at the next place
+        try:
+            names, changed = self._replica.patch(task.chunks)
+        except ValueError as error:
+            fields = {"round": task.round, "error": str(error)}
+            self._reports.note(Note("warning", "repair-failed", fields))
+            return
+        self._reports.post(Patched(*place, tuple(names), changed))
+        self._tell_state()
 
     def _tell_state(self) -> None:
         replica = self._replica
         self._reports.post(Applied(replica.round, replica.hash, replica.digest()))
 
-    def _save(self) -> None:
-        """A checkpoint, and a date for the next that keeps their cost low."""
-        started = time.monotonic()
-        self._replica.save(self._place.home)
-        now = time.monotonic()
-        pause = max(self._place.checkpoint_s, _CHECKPOINT_COST * (now - started))
-        self._next_checkpoint_s = now + pause
+
+@dataclass(frozen=True, slots=True)
+class _Agreed:
+    """Of our snapshots, those whose root is in the ledger."""
+
+    snapshots: Snapshots
+    roots: set[Hash]
+
+    def newest(self) -> list[Record]:
+        return [record for record in self.snapshots.newest() if record.root in self.roots]
+
+    def load(self, record: Record) -> dict[str, Tensor] | None:
+        return self.snapshots.load(record)
 
 
 def _finite(value: float | None) -> float | None:

@@ -34,12 +34,13 @@ _PENDING_ROUNDS: Final = 16
 
 
 class Admissions:
-    def __init__(self, core: Core, catchup: CatchUp) -> None:
-        self._core, self._catchup = core, catchup
+    def __init__(self, core: Core, catchup: CatchUp, is_ready: Callable[[], bool]) -> None:
+        self._core, self._catchup, self._is_ready = core, catchup, is_ready
         self._joins: dict[PeerId, tuple[Admission, int]] = {}  # and the round in which it was heard
         self._leaves: dict[PeerId, Departure] = {}
         self._token: Token | None = None
         self._next_join_ms: int | None = None
+        self._asked_to_join_ms: int | None = None
 
     # As an applicant
 
@@ -54,18 +55,30 @@ class Admissions:
         return Millis(self._next_join_ms)
 
     def tick(self) -> None:
-        """Ask to be listed, a few members at a time, until an entry says so."""
+        """Read the ledger until the state is near its head; then ask to be listed, a few members
+        at a time, until an entry says so. Who joined earlier would be waited for in vain.
+        """
         core = self._core
-        if core.is_member or self._next_join_ms is None or core.now < self._next_join_ms:
+        if core.is_member or self._next_join_ms is None:
             return
-        self._next_join_ms = core.now + 2 * core.rules.ping_interval_ms
+        pause, is_due = 2 * core.rules.ping_interval_ms, core.now >= self._next_join_ms
+        if is_due:
+            self._next_join_ms = core.now + pause
+            for peer in self._some_members():
+                self._catchup.ask(peer)
+        since = self._asked_to_join_ms
+        if since is not None and core.now < since + pause:
+            return
+        if self._catchup.is_level and self._is_ready():
+            self._asked_to_join_ms = core.now
+            core.send(self._some_members(), Join(core.cards[core.me], self._token))
+
+    def _some_members(self) -> list[PeerId]:
+        core = self._core
         others = sorted(peer for peer in core.cards if peer != core.me)
         known = [peer for peer in others if core.cards[peer].addresses] or others
         members = [peer for peer in known if peer in core.head.roster]
-        chosen = core.dice.pick(members or known, core.rules.collectors)
-        for peer in chosen:
-            self._catchup.ask(peer)
-        core.send(chosen, Join(core.cards[core.me], self._token))
+        return core.dice.pick(members or known, core.rules.collectors)
 
     # As a member
 
@@ -173,7 +186,7 @@ class Admissions:
             _admission_bytes,
         )
         departures: dict[int, Departure] = {}
-        for peer in core.membership.dead():
+        for peer in core.membership.missing(core.now):
             self._depart(departures, peer, Departure(0, Cause.DEAD, core.head.round, b""))
         for peer, departure in self._leaves.items():
             if departure.round <= core.head.round:

@@ -32,6 +32,7 @@ class CatchUp:
         # (closer, round, parent) -> the first entry that it sealed there, and the seal: checked.
         self._seals: dict[tuple[PeerId, int, Hash], tuple[Hash, bytes]] = {}
         self._barren: dict[bytes, int] = {}  # promised a better chain and sent nothing; until when
+        self._was_answered = False
         self.guilty: dict[PeerId, Evidence] = {}
 
     @property
@@ -42,6 +43,11 @@ class CatchUp:
     def busy(self) -> bool:
         """Is a better chain known than ours?"""
         return self._best is not None
+
+    @property
+    def is_level(self) -> bool:
+        """Has somebody been asked, and is nothing better known than what we have?"""
+        return self._was_answered and self._best is None
 
     def heard_head(self, source: bytes, head: Head) -> None:
         if self._is_barren(source):
@@ -95,7 +101,7 @@ class CatchUp:
     def on_entries(self, sender: bytes, message: Entries) -> None:
         was_asked = sender == self._asked
         if was_asked:
-            self._asked = None
+            self._asked, self._was_answered = None, True
         before = self._place()
         try:
             if message.entries:

@@ -57,7 +57,7 @@ from protocol.rules import Quorum
 from protocol.wire import scalar
 
 OUTBOX_ROUNDS: Final = 256
-_LINE_OVERHEAD: Final = 128  # bytes of a line beside its payload, signature included
+_LINE_OVERHEAD: Final = 208  # bytes of a line beside its payload, signature included
 
 
 @dataclass(slots=True)
@@ -86,6 +86,7 @@ class _Round:
     held: dict[PeerId, _Held] = field(default_factory=dict)
     mine: Contribute | None = None
     sent_to: set[PeerId] = field(default_factory=set)
+    hurry_ms: int = 0  # by how much turns come sooner than our clock says: others' are further
     next_ballot: int = 1
     tried_ballot: int = -1  # a ballot is led once: two values under one ballot would break the vote
     promised: int = 0
@@ -141,6 +142,7 @@ class Closing:
         process ended.
         """
         self._round.promised, self._round.accepted = vote.promised, vote.accepted
+        self._keep_up(vote.promised)
         self._sealed = vote.sealed
         self._round.mine = mine
 
@@ -196,9 +198,18 @@ class Closing:
 
     def _turn(self, ballot: int) -> int:
         round = self._round
-        return round.opened_ms + turn_ms(
-            ballot, round.deadline_ms - round.opened_ms, self._core.rules
-        )
+        after = turn_ms(ballot, round.deadline_ms - round.opened_ms, self._core.rules)
+        return round.opened_ms + after - round.hurry_ms
+
+    def _keep_up(self, ballot: int) -> None:
+        """A vote binds us to `ballot`, so its turn has come, whatever our clock says. Otherwise a
+        swarm that starts again would wait for as long as it was up before, and who does not know
+        the ballots of one whose clock is ahead would wait until its own is as far.
+        """
+        if ballot and self._core.rules.quorum is Quorum.MAJORITY:
+            round = self._round
+            round.hurry_ms += max(0, self._turn(ballot) - self._core.now)
+            round.next_ballot = max(round.next_ballot, ballot + 1)
 
     # Contributing
 
@@ -215,7 +226,14 @@ class Closing:
         except RemoteError as error:
             raise LocalError(f"our own work is not valid: {error}") from error
         # A model that diverged says infinity; others could not even read that.
-        line = Line(0, done.payload, scalar(done.loss), scalar(done.heldout))
+        line = Line(
+            0,
+            done.payload,
+            scalar(done.loss),
+            scalar(done.heldout),
+            done.snapshot,
+            done.attached,
+        )
         signed = contribution_bytes(core.run, done.round, done.parent, done.state, line)
         round.mine = Contribute(
             done.round,
@@ -224,6 +242,8 @@ class Closing:
             done.payload,
             line.loss,
             line.heldout,
+            line.snapshot,
+            line.attached,
             core.keys.sign(signed),
         )
         rounds, self._returned = self._returned[: self._carried], self._returned[self._carried :]
@@ -278,7 +298,7 @@ class Closing:
         if seat is None or sender in round.held or message.round != core.head.round:
             return
         core.judge.weigh_payload(message.payload)
-        line = Line(seat, message.payload, message.loss, message.heldout)
+        line = message.line(seat)
         signed = contribution_bytes(core.run, message.round, core.head.hash, message.state, line)
         if not core.keys.verify(sender, signed, message.signature):
             raise RemoteError("a contribution with a false signature")
@@ -293,7 +313,8 @@ class Closing:
         if not core.is_member:
             return
         deadline = round.deadline_ms - round.opened_ms
-        due = ballot_due(core.now - round.opened_ms, deadline, core.rules)
+        elapsed = core.now - round.opened_ms + round.hurry_ms
+        due = ballot_due(elapsed, deadline, core.rules)
         if due >= round.next_ballot:
             # After a pause several are due: the last of ours counts, else the last.
             ours = due - (due - core.ranked().index(core.me)) % len(core.head.roster)
@@ -377,6 +398,7 @@ class Closing:
             return
         if message.ballot > round.promised and self._binds(message.ballot):
             round.promised = message.ballot
+            self._keep_up(message.ballot)
             if round.lead is not None and round.lead.ballot < message.ballot:
                 round.lead = None
             self._save_vote()
@@ -487,6 +509,7 @@ class Closing:
         is_news = round.accepted is None or round.accepted[0] < message.ballot
         if is_news:
             round.promised, round.accepted = message.ballot, (message.ballot, entry)
+            self._keep_up(message.ballot)
             if round.lead is not None and round.lead.ballot < message.ballot:
                 round.lead = None
             self._save_vote()

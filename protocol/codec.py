@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgpack
 
 from protocol.entries import (
+    ATTACHMENT,
     BODY,
     CARD,
     ENTRY_BYTES_MAX,
@@ -28,6 +29,8 @@ from protocol.ids import TIP_BYTES
 from protocol.messages import (
     Accepted,
     Ack,
+    BlobOffer,
+    BlobRequest,
     Closed,
     Commit,
     Contribute,
@@ -43,9 +46,15 @@ from protocol.messages import (
     Hello,
     Join,
     Leave,
+    Level,
     Locator,
+    Mend,
+    MendRequest,
     Message,
     Nack,
+    Piece,
+    PieceRefused,
+    PieceRequest,
     Ping,
     PingRequest,
     Prepare,
@@ -61,7 +70,19 @@ from protocol.messages import (
     Welcome,
     Why,
 )
-from protocol.wire import FLAG, SCALAR, Field, blob, converted, many, optional, record, text, uint
+from protocol.wire import (
+    FLAG,
+    SCALAR,
+    Field,
+    blob,
+    converted,
+    many,
+    optional,
+    pair,
+    record,
+    text,
+    uint,
+)
 
 VERSION: Final = 1
 FRAME_BYTES_MAX: Final = 4 << 20
@@ -71,6 +92,12 @@ RUMORS_MAX: Final = 16
 ENTRIES_MAX: Final = 512
 VIEW_RUMORS_MAX: Final = 4_096
 VIEW_CARDS_MAX: Final = 512
+CHUNK_BYTES: Final = 256 << 10
+PAGES_MAX: Final = 8_192
+MAP_BYTES_MAX: Final = 2 << 20
+PIECES_MAX: Final = 64
+CHECKS_BYTES_MAX: Final = 3 << 20
+MENDED_MAX: Final = 8
 RELAYED_BYTES_MAX: Final = 256 << 10
 FILLER_BYTES_MAX: Final = 64 << 10
 
@@ -118,6 +145,10 @@ _HEAD: Final = record(Head, ROUND, uint(U64), _TIP)
 _RUMOR: Final = record(Rumor, PEER, _HEALTH, uint(U32))
 _RUMORS: Final = many(_RUMOR, RUMORS_MAX)
 _TOKEN: Final = optional(TOKEN)
+_SIZE: Final = uint(U64)
+_NUMBER: Final = uint(U32)
+_LEVEL: Final[Field[Level]] = converted(uint(255), Level, int)
+_MENDED: Final[Field[tuple[int, bytes]]] = pair(_NUMBER, blob(1, CHUNK_BYTES))
 
 _WAY: Final = record(Way, text(256), optional(uint(U32)))
 _WHY: Final[Field[Why]] = converted(uint(255), Why, int)
@@ -138,7 +169,18 @@ _KINDS: Final[dict[int, tuple[type, Field[Any]]]] = {
     11: (View, record(View, many(_RUMOR, VIEW_RUMORS_MAX), many(CARD, VIEW_CARDS_MAX), FLAG)),
     12: (
         Contribute,
-        record(Contribute, ROUND, _TIP, uint(U64), blob(1, 1 << 20), SCALAR, SCALAR, SIGNATURE),
+        record(
+            Contribute,
+            ROUND,
+            _TIP,
+            uint(U64),
+            blob(1, 1 << 20),
+            SCALAR,
+            SCALAR,
+            optional(HASH),
+            optional(ATTACHMENT),
+            SIGNATURE,
+        ),
     ),
     13: (Prepare, record(Prepare, ROUND, _TIP, _BALLOT)),
     14: (Promise, record(Promise, ROUND, _TIP, _BALLOT, _BALLOT, optional(ENTRY))),
@@ -149,6 +191,16 @@ _KINDS: Final[dict[int, tuple[type, Field[Any]]]] = {
     19: (EntriesRequest, record(EntriesRequest, many(record(Locator, ROUND, HASH), 256))),
     20: (Entries, record(Entries, many(ENTRY, ENTRIES_MAX), _HEAD)),
     21: (Evidence, record(Evidence, PEER, ROUND, HASH, HASH, SIGNATURE, HASH, SIGNATURE)),
+    22: (BlobRequest, record(BlobRequest, HASH)),
+    23: (
+        BlobOffer,
+        record(BlobOffer, HASH, _SIZE, many(HASH, PAGES_MAX), optional(blob(0, MAP_BYTES_MAX))),
+    ),
+    24: (PieceRequest, record(PieceRequest, HASH, _LEVEL, many(_NUMBER, PIECES_MAX))),
+    25: (Piece, record(Piece, HASH, _LEVEL, _NUMBER, blob(1, CHUNK_BYTES))),
+    26: (PieceRefused, record(PieceRefused, HASH, _LEVEL, many(_NUMBER, PIECES_MAX), uint(60_000))),
+    27: (MendRequest, record(MendRequest, ROUND, HASH, blob(8, CHECKS_BYTES_MAX))),
+    28: (Mend, record(Mend, ROUND, HASH, uint(U32), many(_MENDED, MENDED_MAX))),
     34: (
         Relay,
         record(Relay, PEER, PEER, uint(U64), uint(U64), blob(3, RELAYED_BYTES_MAX), SIGNATURE),

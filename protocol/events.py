@@ -2,10 +2,20 @@
 
 from dataclasses import dataclass
 
-from protocol.entries import Card, Entry, Token
+from protocol.entries import Attachment, Card, Entry, Token
 from protocol.ids import Hash, PeerId
 from protocol.ledger import Write
-from protocol.messages import DialBack, DialledBack, Echo, Echoed, Locator, Message, Way
+from protocol.messages import (
+    DialBack,
+    DialledBack,
+    Echo,
+    Echoed,
+    Level,
+    Locator,
+    Message,
+    Way,
+)
+from protocol.snapshots import SnapshotAt
 
 # Events
 
@@ -39,6 +49,8 @@ class WorkDone:
     payload: bytes
     loss: float | None
     heldout: float | None
+    snapshot: Hash | None = None  # root of the snapshot whose turn it is, if it is ready
+    attached: Attachment | None = None  # its bytes are on our own disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +91,60 @@ class Dialled:
     ways: tuple[Way, ...]
 
 
-Event = Started | Received | Tick | WorkDone | Applied | StopAsked | MoveAsked | Ask | Dialled
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """The replicated state stands at `round`, being brought to `target` entry by entry."""
+
+    round: int
+    target: int
+    ms_per_round: float | None  # measured lately; None: not yet
+    snapshots: tuple[SnapshotAt, ...]  # that the chain names and that are ahead, best first
+
+
+@dataclass(frozen=True, slots=True)
+class BlobOpened:
+    """The disk is ready for a blob's chunks and holds these of them already (a map, as in `Bits`);
+    their names were checked.
+    """
+
+    root: Hash
+    have: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChecksTaken:
+    """For `TakeChecks`: the first 8 bytes of each name of the state's chunks, at that place."""
+
+    round: int
+    parent: Hash
+    checks: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Patched:
+    """For `Patch`: what differed."""
+
+    round: int
+    parent: Hash
+    tensors: tuple[str, ...]
+    bytes: int
+
+
+Event = (
+    Started
+    | Received
+    | Tick
+    | WorkDone
+    | Applied
+    | StopAsked
+    | MoveAsked
+    | Behind
+    | BlobOpened
+    | ChecksTaken
+    | Patched
+    | Ask
+    | Dialled
+)
 
 # Effects, to be performed in the order given. What `Save` asks for is on disk before the next
 # effect is touched.
@@ -166,6 +231,96 @@ class ServeEntries:
 
 
 @dataclass(frozen=True, slots=True)
+class OfferBlob:
+    """Send `BlobOffer` for what the disk has of a blob; nothing if it has none."""
+
+    to: PeerId
+    root: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class ServePieces:
+    """Send each as a `Piece`, or `PieceRefused`, within this machine's caps."""
+
+    to: PeerId
+    root: Hash
+    level: Level
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBlob:
+    """Make room for a blob, keep what is there of it, answer with `BlobOpened`."""
+
+    root: Hash
+    size: int
+    chunk_ids: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StorePiece:
+    """Write down a chunk whose name was checked."""
+
+    root: Hash
+    number: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DropBlob:
+    """No more of this blob will come; what is there may be wanted again later."""
+
+    root: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Stop bringing the state forward entry by entry: a snapshot will be here sooner."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """The snapshot's blob is whole: load it, then go on to the chain's head; answer with
+    `Applied`.
+    """
+
+    snapshot: SnapshotAt
+
+
+@dataclass(frozen=True, slots=True)
+class TakeChecks:
+    """Answer with `ChecksTaken`, if the state still stands there."""
+
+    round: int
+    parent: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class ServeMend:
+    """Send `Mend` with the chunks that differ from `checks`, if the state stands at that place or
+    soon comes to it.
+    """
+
+    to: PeerId
+    round: int
+    parent: Hash
+    checks: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Put these chunks in the state's place, if it still stands there; answer with `Patched` and
+    `Applied`.
+    """
+
+    round: int
+    parent: Hash
+    chunks: tuple[tuple[int, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TryDial:
     """Open a fresh connection to each address of this card, and say with `Dialled` what worked."""
 
@@ -219,6 +374,16 @@ Effect = (
     | StopWork
     | GiveBack
     | ServeEntries
+    | OfferBlob
+    | ServePieces
+    | OpenBlob
+    | StorePiece
+    | DropBlob
+    | Hold
+    | Restore
+    | TakeChecks
+    | ServeMend
+    | Patch
     | TryDial
     | EchoBack
     | Answer

@@ -27,6 +27,7 @@ _AWARENESS_MAX: Final = 8
 _SUSPICION_STRETCH: Final = 3  # an unconfirmed suspicion lasts this many times a confirmed one
 _CONFIRMATIONS: Final = 3
 _SEQUENCES: Final = 1 << 32
+_LAST_INCARNATION: Final = (1 << 32) - 1
 _FORMER_MAX: Final = 64
 _DEATHS_SLACK: Final = 64
 _RELAYS_MAX: Final = 256
@@ -108,6 +109,13 @@ class Membership:
 
     def dead(self) -> list[PeerId]:
         return sorted(peer for peer in self._down if self.health(peer) >= Health.DEAD)
+
+    def missing(self, now: Millis) -> list[PeerId]:
+        """Those held for dead that we have not heard ourselves for half as long as the shortest
+        suspicion lasts. Who is truly dead has been silent longer; who was slandered has not.
+        """
+        recent = now - self._rules.suspicion_intervals * self._rules.ping_interval_ms // 2
+        return [peer for peer in self.dead() if self._heard_ms.get(peer, recent) <= recent]
 
     def alive(self) -> list[PeerId]:
         """Members that are alive, this peer among them, sorted."""
@@ -284,6 +292,8 @@ class Membership:
         if sender not in self._roster:
             return
         for rumor in rumors:
+            if rumor.incarnation == _LAST_INCARNATION and rumor.health is not Health.ALIVE:
+                continue  # nobody could deny it
             if rumor.peer == self._me:
                 self._deny(rumor)
             elif rumor.peer in self._roster:
@@ -293,7 +303,7 @@ class Membership:
         if rumor.health is Health.ALIVE or rumor.incarnation < self.incarnation:
             self.incarnation = max(self.incarnation, rumor.incarnation)
             return
-        self.incarnation = min(rumor.incarnation + 1, _SEQUENCES - 1)
+        self.incarnation = rumor.incarnation + 1
         self._spreading.add(self._me)
         self._trust_less()
 

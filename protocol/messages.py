@@ -5,7 +5,7 @@ are in `codec`.
 from dataclasses import dataclass
 from enum import IntEnum
 
-from protocol.entries import Card, Entry, Token
+from protocol.entries import Attachment, Card, Entry, Line, Token
 from protocol.ids import Hash, PeerId
 
 
@@ -135,7 +135,13 @@ class Contribute:
     payload: bytes
     loss: float | None
     heldout: float | None
+    snapshot: Hash | None
+    attached: Attachment | None
     signature: bytes
+
+    def line(self, seat: int) -> Line:
+        """As an entry lists it."""
+        return Line(seat, self.payload, self.loss, self.heldout, self.snapshot, self.attached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +230,80 @@ class Evidence:
     first_seal: bytes
     second: Hash
     second_seal: bytes
+
+
+# Blobs (see `blobs`)
+
+
+class Level(IntEnum):
+    """What a piece is."""
+
+    CHUNK = 0
+    PAGE = 1  # names of chunks
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRequest:
+    """What do you have of this?"""
+
+    root: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class BlobOffer:
+    root: Hash
+    size: int
+    pages: tuple[Hash, ...]
+    have: bytes | None  # a map of chunks; None: all
+
+
+@dataclass(frozen=True, slots=True)
+class PieceRequest:
+    root: Hash
+    level: Level
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    root: Hash
+    level: Level
+    number: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PieceRefused:
+    """Not here (no wait); or here, but not now."""
+
+    root: Hash
+    level: Level
+    numbers: tuple[int, ...]
+    wait_ms: int
+
+
+# Repairs
+
+
+@dataclass(frozen=True, slots=True)
+class MendRequest:
+    """My state at this place is damaged: `checks` holds the first 8 bytes of each chunk's name.
+    Send those that differ from yours.
+    """
+
+    round: int
+    parent: Hash
+    checks: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Mend:
+    """Chunks of the state at this place that differ, and how many do in all."""
+
+    round: int
+    parent: Hash
+    differing: int
+    chunks: tuple[tuple[int, bytes], ...]
 
 
 # Reaching peers that nobody can dial
@@ -319,6 +399,13 @@ Message = (
     | EntriesRequest
     | Entries
     | Evidence
+    | BlobRequest
+    | BlobOffer
+    | PieceRequest
+    | Piece
+    | PieceRefused
+    | MendRequest
+    | Mend
     | Relay
     | Unrelayed
     | DialBack

@@ -8,7 +8,7 @@ their sender (P6). A `LocalError` that escapes is a bug of ours.
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 from protocol import codec
 from protocol.admission import Admissions, is_peer
@@ -23,6 +23,9 @@ from protocol.events import (
     Applied,
     Apply,
     Ask,
+    Behind,
+    BlobOpened,
+    ChecksTaken,
     Connect,
     Dialled,
     Disconnect,
@@ -31,6 +34,7 @@ from protocol.events import (
     GiveBack,
     Halt,
     MoveAsked,
+    Patched,
     Rebuild,
     Received,
     Started,
@@ -43,9 +47,12 @@ from protocol.identity import Keys
 from protocol.ids import Hash, Millis, PeerId, RunId
 from protocol.ledger import Judge, Ledger, Mark, Step
 from protocol.membership import Membership
+from protocol.mending import Mending
 from protocol.messages import (
     Accepted,
     Ack,
+    BlobOffer,
+    BlobRequest,
     Closed,
     Commit,
     Contribute,
@@ -59,8 +66,13 @@ from protocol.messages import (
     Hello,
     Join,
     Leave,
+    Mend,
+    MendRequest,
     Message,
     Nack,
+    Piece,
+    PieceRefused,
+    PieceRequest,
     Ping,
     PingRequest,
     Prepare,
@@ -73,11 +85,14 @@ from protocol.messages import (
     View,
     Welcome,
 )
+from protocol.recovery import Recovery
 from protocol.relaying import RelayCounts, Relaying, RelayLimits
 from protocol.rules import Rules
+from protocol.transfers import Transfers
 
 STOP_MS_MAX: Final = 3_000
 _STATES_KEPT: Final = 64
+_READY_ROUNDS: Final = 2
 _STORY_LENGTH: Final = 64
 # In one view; a card has some 150 bytes, and views are compared every few seconds (P8).
 _VIEW_CARDS: Final = 64
@@ -126,15 +141,19 @@ class Peer:
         self._checkups = Checkups(self._core)
         self._relaying = Relaying(self._core, relay_limits or RelayLimits())
         self._catchup = CatchUp(self._core, self._advance)
-        self._admissions = Admissions(self._core, self._catchup)
+        self._transfers = Transfers(self._core)
+        self._recovery = Recovery(self._core, self._transfers)
+        self._mending = Mending(self._core)
+        self._admissions = Admissions(self._core, self._catchup, self._is_ready)
         self._closing = Closing(
             self._core, self._adopt, self._admissions.changes, self._catchup.ask
         )
         self._closing.last = saved.last
         self._next_sync_ms = now + dice.below(rules.sync_interval_ms)
         self._states: dict[tuple[int, Hash], int] = {}  # our state digests
-        self._claims: dict[tuple[int, Hash], int] = {}  # what entries say they should be
-        self._repaired: dict[tuple[int, Hash], int] = {}  # places a rebuild was asked for
+        self._claims: dict[tuple[int, Hash], Entry] = {}  # say what they should be
+        self._seats: dict[tuple[int, Hash], tuple[PeerId, ...]] = {}  # of the same rounds
+        self._applied_round = -1  # where the replicated state stood last
         self._stop_at_ms: Millis | None = None
         self._started = self._halted = False
         self.story: deque[str] = deque(maxlen=_STORY_LENGTH)
@@ -191,6 +210,8 @@ class Peer:
             self._closing.wake_ms,
             self._catchup.wake_ms,
             self._admissions.wake_ms,
+            self._transfers.wake_ms,
+            self._recovery.wake_ms,
             self._relaying.wake_ms,
             self._stop_at_ms,
             Millis(self._next_sync_ms),
@@ -244,6 +265,14 @@ class Peer:
                 self._stop()
             case MoveAsked():
                 self._move(event)
+            case Behind():
+                self._recovery.behind(event)
+            case BlobOpened():
+                self._transfers.opened(event)
+            case ChecksTaken():
+                self._mending.taken(event)
+            case Patched():
+                self._mending.patched(event)
             case Ask():
                 self._checkups.ask(event)
             case Dialled():
@@ -323,6 +352,8 @@ class Peer:
             self._next_sync_ms = core.now + core.rules.sync_interval_ms
             self._compare_views()
         self._catchup.tick()
+        self._transfers.tick()
+        self._recovery.tick()
         self._admissions.tick()
         self._relaying.tick()
         self._closing.advance()
@@ -408,6 +439,7 @@ class Peer:
                 self._catchup.on_request(sender, message)
             case Entries():
                 self._catchup.on_entries(sender, message)
+                self._admissions.tick()
             case Evidence():
                 self._catchup.on_evidence(message)
             case Hello():
@@ -416,6 +448,20 @@ class Peer:
                 self._admissions.on_join(sender, message, wall_s)
             case Leave():
                 self._admissions.on_leave(message)
+            case BlobRequest():
+                self._transfers.on_request(sender, message)
+            case BlobOffer():
+                self._transfers.on_offer(sender, message)
+            case PieceRequest():
+                self._transfers.on_piece_request(sender, message)
+            case Piece():
+                self._transfers.on_piece(sender, message)
+            case PieceRefused():
+                self._transfers.on_refused(sender, message)
+            case MendRequest():
+                self._mending.on_request(sender, message)
+            case Mend():
+                self._mending.on_mend(sender, message)
             case Unrelayed():
                 self._relaying.on_unrelayed(sender, message)
             case DialBack() | DialledBack() | Echo() | Echoed():
@@ -514,7 +560,7 @@ class Peer:
             if missed is not None:
                 core.out.append(GiveBack(entry.round, missed))
             core.out.append(Apply(entry, before.roster.members))
-            self._claim(entry)
+            self._claim(entry, before)
             self._membership_changed(entry, before)
             self._tell(f"entry {entry.hash[:4].hex()} of {len(entry.body.lines)} contributions")
 
@@ -532,6 +578,7 @@ class Peer:
             weight=core.head.weight,
         )
         self._closing.abandon(fork_round, before.round)
+        self._recovery.moved()
         core.out.append(
             Rebuild(
                 core.head.round, core.head.hash, switched=True, from_scratch=False, reason=reason
@@ -553,41 +600,46 @@ class Peer:
             if peer in core.head.roster.banned:
                 core.out.append(Disconnect(peer))
 
-    # Digests
+    # The replicated state
+
+    def _is_ready(self) -> bool:
+        """Does the state keep up with the chain, so that we would be of use as a member?"""
+        return self._core.head.round - self._applied_round <= _READY_ROUNDS
 
     def _applied(self, event: Applied) -> None:
-        self._states[(event.round, event.parent)] = event.state
+        place = event.round, event.parent
+        self._applied_round = event.round
+        self._states[place] = event.state
         self._trim(self._states)
-        self._compare_state((event.round, event.parent))
+        self._mending.stands(place)
+        self._compare_state(place)
+        self._admissions.tick()
 
-    def _claim(self, entry: Entry) -> None:
-        self._claims[(entry.round, entry.body.parent)] = entry.body.state
+    def _claim(self, entry: Entry, before: Mark) -> None:
+        place = entry.round, entry.body.parent
+        self._claims[place] = entry
+        self._seats[place] = before.roster.members
         self._trim(self._claims)
-        self._compare_state((entry.round, entry.body.parent))
+        self._trim(self._seats)
+        self._compare_state(place)
 
-    def _trim(self, table: dict[tuple[int, Hash], int]) -> None:
+    def _trim(self, table: dict[tuple[int, Hash], Any]) -> None:
         while len(table) > _STATES_KEPT:
             del table[next(iter(table))]
 
     def _compare_state(self, place: tuple[int, Hash]) -> None:
         """P1, checked: most of a round's contributors stood on this state, and so must we."""
-        mine, theirs = self._states.get(place), self._claims.get(place)
-        if mine is None or theirs is None or mine == theirs:
+        mine, entry = self._states.get(place), self._claims.get(place)
+        if mine is None or entry is None:
             return
-        core = self._core
-        core.note(
-            "error", "digest-mismatch", round=place[0], mine=f"{mine:016x}", theirs=f"{theirs:016x}"
+        if mine == entry.body.state:
+            self._mending.agrees()
+            return
+        self._core.note(
+            "error",
+            "digest-mismatch",
+            round=place[0],
+            mine=f"{mine:016x}",
+            theirs=f"{entry.body.state:016x}",
         )
-        if place not in self._repaired:
-            self._repaired[place] = mine
-            self._trim(self._repaired)
-            reason = f"the state at round {place[0]} differs from the others'"
-            core.out.append(
-                Rebuild(
-                    core.head.round,
-                    core.head.hash,
-                    switched=False,
-                    from_scratch=True,
-                    reason=reason,
-                )
-            )
+        self._mending.differs(entry, self._seats[place])

@@ -13,10 +13,23 @@ from protocol.ledger import Mark, decode_mark, round_key
 from protocol.messages import Contribute, Locator
 from protocol.peer import Saved
 from protocol.roster import Roster
+from protocol.rules import Rules
+from protocol.snapshots import SnapshotAt, established, naming_rounds
 
-TABLES: Final = ("entries", "chain", "marks", "rosters", "votes", "outbox", "cards", "meta")
+TABLES: Final = (
+    "entries",
+    "chain",
+    "marks",
+    "rosters",
+    "votes",
+    "outbox",
+    "cards",
+    "meta",
+    "snapshots",
+)
 _REPLY_BYTES: Final = 1 << 20
 _REPLY_ENTRIES: Final = 256
+_SNAPSHOT_PERIODS: Final = 8  # nobody keeps older ones
 
 
 class Reader(Protocol):
@@ -36,6 +49,19 @@ def entry_at(disk: Reader, round: int) -> Entry | None:
 def entry_named(disk: Reader, name: Hash) -> Entry | None:
     raw = disk.get("entries", name)
     return None if raw is None else decode_entry(raw)
+
+
+def snapshots_on_chain(disk: Reader, head: int, rules: Rules, most: int = 2) -> list[SnapshotAt]:
+    """The newest snapshots whose roots the first `head` entries of the chain establish."""
+    found: list[SnapshotAt] = []
+    for round in naming_rounds(head, rules):
+        entry = entry_at(disk, round)
+        snapshot = None if entry is None else established(entry, rules)
+        if snapshot is not None:
+            found.append(snapshot)
+        if len(found) >= most or head - round > _SNAPSHOT_PERIODS * rules.snapshot_every:
+            break
+    return found
 
 
 def restore(disk: Reader, genesis: Mark) -> Saved:

@@ -68,8 +68,10 @@ def deadline_after_ms(arrivals: Sequence[int], rules: Rules) -> int:
 
 
 def turn_ms(ballot: int, deadline_ms: int, rules: Rules) -> int:
-    """When, after the round opened, the owner of `ballot` acts; gaps grow, so that duels end."""
-    step = max(rules.takeover_ms, deadline_ms // 8)
+    """When, after the round opened, the owner of `ballot` acts. Gaps grow, so that duels end; they
+    follow from the rules alone, so that peers whose deadlines differ still take turns.
+    """
+    step = max(rules.takeover_ms, (rules.window_ms + rules.deadline_floor_ms) // 8)
     return deadline_ms + step * ballot + step * ballot * ballot // 16
 
 

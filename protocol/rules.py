@@ -68,6 +68,14 @@ class Rules:
     heldout_every: int = 10
     """Every so many rounds one member, chosen by rank, measures the held-out loss."""
 
+    snapshot_every: int = 50
+    """Every so many rounds all peers put the replicated state on disk, as chunks that newcomers
+    fetch from many.
+    """
+
+    attachment_bytes_max: int = 1 << 32
+    """The most that a contribution may offer to be pulled beside its payload."""
+
     members_max: int = 4_096
     payload_bytes_max: int = 65_536
     joins_per_entry_max: int = 256
@@ -101,6 +109,8 @@ _MOST: Final = {
     "collectors": 16,
     "fanout": 64,
     "heldout_every": 1_000_000,
+    "snapshot_every": 1_000_000,
+    "attachment_bytes_max": 1 << 40,
     "members_max": 65_536,
     "payload_bytes_max": 1 << 20,
     "joins_per_entry_max": 4_096,

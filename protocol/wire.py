@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from protocol.errors import RemoteError
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,17 @@ def many(field: Field[T], most: int) -> Field[tuple[T, ...]]:
         return tuple(map(field.read, raw))
 
     return Field(lambda values: [field.write(value) for value in values], read)
+
+
+def pair(one: Field[T], other: Field[U]) -> Field[tuple[T, U]]:
+    """Two values that belong together."""
+
+    def read(raw: Any) -> tuple[T, U]:  # noqa: ANN401
+        if type(raw) is not tuple or len(raw) != 2:
+            raise RemoteError("expected a pair")
+        return one.read(raw[0]), other.read(raw[1])
+
+    return Field(lambda value: [one.write(value[0]), other.write(value[1])], read)
 
 
 def record(cls: type[T], *parts: Field[Any]) -> Field[T]:

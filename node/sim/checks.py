@@ -1,6 +1,7 @@
 """What must hold in every world: the promises, as assertions over what peers have applied."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from node.sim.world import SimPeer, World
@@ -17,8 +18,12 @@ class BrokenPromiseError(AssertionError):
 
 
 def fail(world: World, promise: str, what: str, *who: SimPeer) -> None:
-    stories = [f"--- {peer.name}\n" + "\n".join(peer.peer.story) for peer in who if peer.up]
-    raise BrokenPromiseError("\n".join([f"{promise} at {world.now_ms:.0f} ms: {what}", *stories]))
+    raise BrokenPromiseError(f"{promise} at {world.now_ms:.0f} ms: {what}\n{stories(who)}")
+
+
+def stories(who: Iterable[SimPeer]) -> str:
+    """The last things that happened to these, each by its own clock."""
+    return "\n".join(f"--- {peer.name}\n" + "\n".join(peer.peer.story) for peer in who if peer.up)
 
 
 @dataclass(slots=True)

@@ -1,14 +1,18 @@
 """A bad world, drawn from a seed; then healing.
 
-Loss, delay, duplicates, crashes at any write, pauses and splits.
+Loss, delays with and without a heavy tail, duplicates, crashes at any write, slow disks, pauses,
+clocks that leap or stand still, splits, one-way cuts, and peers that nobody can dial.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from node.sim.network import Link
 from node.sim.world import CrashError, SimPeer, World
 from protocol.rules import Quorum, Rules
+
+_HIDDEN = (0, 0, 1, 1, 2, 3)
+_LEAP_MS_MAX = 300_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,12 @@ class Weather:
     pause: float
     split: float
     heal_after_ms: float
+    cut: float = 0.0  # one way only
+    leap: float = 0.0  # of a clock
+    suspend: float = 0.0
+    hidden: int = 0  # peers behind a NAT
+    slow_disks: float = 0.0  # chance of each peer
+    commit_ms: float = 0.0  # of a slow disk
 
     @classmethod
     def draw(cls, chance: random.Random) -> "Weather":
@@ -30,20 +40,28 @@ class Weather:
             """Often nothing, else anything up to `most`."""
             return 0.0 if chance.random() < 0.3 else most * chance.random()
 
+        peers = chance.choice([1, 2, 3, 3, 4, 5, 5, 7, 8])
         return cls(
-            peers=chance.choice([1, 2, 3, 3, 4, 5, 5, 7, 8]),
+            peers=peers,
             link=Link(
                 delay_ms=chance.choice([1.0, 20.0, 150.0]),
                 jitter_ms=chance.choice([0.0, 20.0, 400.0]),
+                heavy_tail=chance.random() < 0.3,
                 loss=some(0.2),
                 duplicate=some(0.2),
             ),
             crash=some(0.1),
             crash_at_write=some(0.01),
-            restart_after_ms=chance.choice([500.0, 5_000.0, 30_000.0]),
+            restart_after_ms=chance.choice([1.0, 500.0, 5_000.0, 30_000.0]),
             pause=some(0.1),
             split=some(0.05),
             heal_after_ms=chance.choice([2_000.0, 20_000.0, 60_000.0]),
+            cut=some(0.05),
+            leap=some(0.05),
+            suspend=some(0.05),
+            hidden=min(peers - 1, chance.choice(_HIDDEN)),
+            slow_disks=some(0.5),
+            commit_ms=chance.choice([10.0, 100.0, 600.0]),
         )
 
 
@@ -51,39 +69,59 @@ class Storm:
     """Applies the weather to a world, once a virtual second."""
 
     def __init__(self, world: World, weather: Weather, chance: random.Random) -> None:
-        self._world, self._weather, self._chance = world, weather, chance
+        self._world, self.weather, self._chance = world, weather, chance
         self._restarts: dict[str, float] = {}
         self._heals_ms: float | None = None
         self.calm = False
         for peer in world.peers.values():
             peer.disk.before = self._maybe_crash
+            if weather.slow_disks and chance.random() < weather.slow_disks:
+                peer.commit_ms = weather.commit_ms
 
     def _maybe_crash(self) -> None:
-        if not self.calm and self._chance.random() < self._weather.crash_at_write:
+        if not self.calm and self._chance.random() < self.weather.crash_at_write:
             raise CrashError
 
     def second(self) -> None:
         """One second of weather."""
-        world, weather, chance = self._world, self._weather, self._chance
+        world, weather, chance = self._world, self.weather, self._chance
         for peer in world.peers.values():
             self._revive(peer)
-        if chance.random() < weather.crash and world.up():
+        if self._happens(weather.crash):
             world.crash(chance.choice(world.up()))
-        if chance.random() < weather.pause and world.up():
+        if self._happens(weather.pause):
             world.pause(chance.choice(world.up()), chance.random() * 15_000)
+        if self._happens(weather.suspend):
+            world.suspend(chance.choice(world.up()), chance.randrange(60_000))
+        if self._happens(weather.leap):
+            leap = chance.choice([1_000, 10_000, _LEAP_MS_MAX])
+            world.jump(chance.choice(world.up()), chance.choice([leap, -leap // 10]))
+        self._cut()
+
+    def _happens(self, rate: float) -> bool:
+        return rate > 0 and self._chance.random() < rate and bool(self._world.up())
+
+    def _cut(self) -> None:
+        world, weather, chance = self._world, self.weather, self._chance
         if self._heals_ms is not None and world.now_ms >= self._heals_ms:
             world.network.heal()
             self._heals_ms = None
-        if chance.random() < weather.split:
-            side = [peer.id for peer in world.peers.values() if chance.random() < 0.5]
-            world.network.split(side)
+        splits, cuts = self._happens(weather.split), self._happens(weather.cut)
+        everybody = [peer.id for peer in world.peers.values()]
+        if splits:
+            world.network.split([peer for peer in everybody if chance.random() < 0.5])
+        if cuts:
+            some = [peer for peer in everybody if chance.random() < 0.3]
+            rest = [peer for peer in everybody if peer not in some]
+            world.network.cut(*chance.choice([(some, rest), (rest, some)]))
+        if splits or cuts:
             self._heals_ms = world.now_ms + weather.heal_after_ms * chance.random()
 
     def _revive(self, peer: SimPeer) -> None:
         if peer.up or not peer.wants_up:
             return
         due = self._restarts.setdefault(
-            peer.name, self._world.now_ms + self._weather.restart_after_ms * self._chance.random()
+            peer.name, self._world.now_ms + self.weather.restart_after_ms * self._chance.random()
         )
         if self._world.now_ms >= due:
             del self._restarts[peer.name]
@@ -94,13 +132,17 @@ class Storm:
                 self._world.crash(peer)
 
     def clear(self) -> None:
-        """Heal everything: the network is whole, every process runs."""
+        """Heal everything: the network is whole, every process runs. Who is hidden stays so, and
+        clocks stay as they are.
+        """
         world = self._world
         self.calm = True
         world.network.heal()
         world.network.link = Link()
+        links = world.network.own_links
+        links.update({peer: Link(nat=link.nat) for peer, link in links.items()})
         for peer in world.peers.values():
-            peer.paused_until_ms = 0.0
+            peer.paused_until_ms = peer.commit_ms = 0.0
             if not peer.up:
                 world.start(peer)
 
@@ -111,5 +153,8 @@ def bad_world(seed: int, quorum: Quorum) -> tuple[World, Storm]:
     weather = Weather.draw(chance)
     rules = Rules(quorum=quorum, window_ms=1_000, deadline_ceiling_ms=3_000, deadline_floor_ms=200)
     founders = weather.peers if chance.random() < 0.5 else 1
-    world = World(weather.peers, seed, rules, weather.link, founders)
+    open_peers = weather.peers - weather.hidden
+    own = [replace(weather.link, nat=number >= open_peers) for number in range(weather.peers)]
+    links = own if weather.hidden else []
+    world = World(weather.peers, seed, rules, weather.link, founders, own_links=links)
     return world, Storm(world, weather, chance)

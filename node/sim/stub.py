@@ -12,11 +12,30 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from node.sim.blobs import STATE_BYTES, SimBlob, blob_of
 from protocol.entries import Entry
-from protocol.events import Applied, Apply, Event, Rebuild, StartWork, WorkDone
+from protocol.events import (
+    Applied,
+    Apply,
+    Behind,
+    ChecksTaken,
+    Event,
+    Hold,
+    Patch,
+    Patched,
+    Rebuild,
+    Restore,
+    ServeMend,
+    StartWork,
+    TakeChecks,
+    WorkDone,
+)
 from protocol.ids import Hash, PeerId, digest
 from protocol.ledger import round_key
-from protocol.restore import Reader, entry_named
+from protocol.messages import Mend, Message
+from protocol.restore import Reader, entry_named, snapshots_on_chain
+from protocol.rules import Rules
+from protocol.snapshots import is_taken, named_in
 
 NAME_BYTES = 8
 
@@ -70,6 +89,14 @@ class Commits:
         return any(entry in chain for entry in self._where.get(unit, ()))
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshots:
+    """What stands in for snapshots in a world."""
+
+    bytes: int = 64
+    kept: int = 2
+
+
 class StubWorker:
     """`later(delay_ms, event)` hands an event to the peer after virtual time has passed."""
 
@@ -81,7 +108,20 @@ class StubWorker:
         chance: random.Random,
         work_ms: Callable[[], float],
         later: Callable[[float, Event], None],
+        rules: Rules,
+        snapshots: Snapshots,
+        blobs: dict[Hash, SimBlob],
+        send: Callable[[bytes, Message], None],
+        call_later: Callable[[float, Callable[[], None]], None],
     ) -> None:
+        self._call_later = call_later
+        self._lag: list[Entry] = []  # to be merged, when replaying takes its time
+        self._rules, self._snapshots, self._blobs, self._send = rules, snapshots, blobs, send
+        self._place: tuple[int, Hash] | None = None  # None: no entry has been merged
+        self._taken: dict[int, tuple[Hash, Hash]] = {}  # round -> (entry before it, root)
+        self._is_held = False
+        self.restored: list[int] = []  # rounds of the snapshots that were loaded
+        self.replay_ms_per_round: float | None = None  # what replaying is said to take
         self._me, self._disk, self._chance = me, disk, chance
         self._commits, self._payloads = commits, commits.payloads
         self._work_ms, self._later = work_ms, later
@@ -96,9 +136,16 @@ class StubWorker:
         new = [self._chance.randbytes(NAME_BYTES) for _ in range(count)]
         self._offered = (*new, *self.pending)
         payload = self._payloads.join(self._offered)
-        done = WorkDone(task.round, task.parent, self.state, payload, 1.0, None)
+        named = self._root_named_in(task.round)
+        done = WorkDone(task.round, task.parent, self.state, payload, 1.0, None, named)
         self.made += new
         self._later(self._work_ms(), done)
+
+    def _root_named_in(self, round: int) -> Hash | None:
+        taken = named_in(round, self._rules)
+        parent, root = self._taken.get(taken or 0, (None, None))
+        on_chain = taken and self._disk.get("chain", round_key(taken - 1)) == parent
+        return root if on_chain else None
 
     def in_hand(self) -> set[bytes]:
         """Units that may still be committed, and some that are."""
@@ -113,11 +160,92 @@ class StubWorker:
                 self.pending[unit] = None
 
     def apply(self, task: Apply) -> None:
+        if self._is_held:
+            return
+        if self._place is not None and task.entry.round < self._place[0]:
+            return  # a snapshot was past it
+        if self.replay_ms_per_round is not None or self._lag:
+            self._lag.append(task.entry)
+            if len(self._lag) == 1:
+                self._call_later(self.replay_ms_per_round or 0.0, self._replay_one)
+            return
         self._merge(task.entry)
-        self._later(0.0, Applied(task.entry.round + 1, task.entry.hash, self.state))
+        self._stand(task.entry.round + 1, task.entry.hash)
+
+    def _replay_one(self) -> None:
+        """Slowly, so that a snapshot may be the faster way."""
+        if self._is_held or not self._lag:
+            return
+        entry = self._lag.pop(0)
+        self._merge(entry)
+        self._stand(entry.round + 1, entry.hash)
+        ms = self.replay_ms_per_round or 0.0
+        if self._lag:
+            target = self._lag[-1].round + 1
+            found = snapshots_on_chain(self._disk, target, self._rules)
+            ahead = tuple(one for one in found if one.round > entry.round + 1)
+            self._later(0.0, Behind(entry.round + 1, target, ms, ahead))
+            self._call_later(ms, self._replay_one)
+
+    def _stand(self, round: int, hash: Hash) -> None:
+        self._place = (round, hash)
+        self._later(0.0, Applied(round, hash, self.state))
+        if is_taken(round, self._rules):
+            self._take(round, hash)
+
+    def _take(self, round: int, hash: Hash) -> None:
+        root, blob = blob_of(self.state, self._snapshots.bytes)
+        self._taken[round] = hash, root
+        self._blobs[root] = blob
+        while len(self._taken) > self._snapshots.kept:
+            oldest = min(self._taken)
+            self._blobs.pop(self._taken.pop(oldest)[1], None)
+
+    def hold(self, task: Hold) -> None:
+        self._is_held = True
+
+    def restore(self, task: Restore) -> None:
+        self._is_held = False
+        self._lag.clear()
+        self.replay_ms_per_round = None
+        blob, round = self._blobs[task.snapshot.root], task.snapshot.round
+        self.restored.append(round)
+        self.state = int.from_bytes(blob.chunks[0][:STATE_BYTES], "big")
+        self.merged.clear()
+        for _, name in self._disk.scan("chain", round_key(0)):
+            entry = entry_named(self._disk, Hash(name))
+            assert entry is not None, "the chain names an entry that is not on disk"
+            if entry.round < round:
+                self._learn(entry)
+            else:
+                self._merge(entry)
+            self._place = (entry.round + 1, entry.hash)
+        assert self._place is not None
+        self._stand(*self._place)
+
+    def take_checks(self, task: TakeChecks) -> None:
+        if self._place == (task.round, task.parent):
+            checks = self.state.to_bytes(STATE_BYTES, "big")
+            self._later(0.0, ChecksTaken(task.round, task.parent, checks))
+
+    def serve_mend(self, task: ServeMend) -> None:
+        if self._place == (task.round, task.parent):
+            ours = self.state.to_bytes(STATE_BYTES, "big")
+            chunks = ((0, ours),) if ours != task.checks else ()
+            self._send(task.to, Mend(task.round, task.parent, len(chunks), chunks))
+
+    def patch(self, task: Patch) -> None:
+        if self._place == (task.round, task.parent):
+            for _, data in task.chunks:
+                self.state = int.from_bytes(data[:STATE_BYTES], "big")
+            self._later(0.0, Patched(task.round, task.parent, ("state",), STATE_BYTES))
+            self._later(0.0, Applied(task.round, task.parent, self.state))
 
     def _merge(self, entry: Entry) -> None:
         self.state = next_state(self.state, entry)
+        self._learn(entry)
+
+    def _learn(self, entry: Entry) -> None:
         self._commits.learn(entry)
         self.merged.add(entry.hash)
         for unit in [unit for unit in self.pending if self._commits.committed(unit, {entry.hash})]:
@@ -125,11 +253,20 @@ class StubWorker:
 
     def rebuild(self, task: Rebuild) -> None:
         self.state = 0
+        self._is_held = False
+        self._lag.clear()
+        self._place = None
         self.merged.clear()
         for _, name in self._disk.scan("chain", round_key(0)):
             entry = entry_named(self._disk, Hash(name))
             assert entry is not None, "the chain names an entry that is not on disk"
-            self._merge(entry)
+            if self.replay_ms_per_round is not None:
+                self._lag.append(entry)
+            else:
+                self._merge(entry)
             if entry.round + 1 == task.round:
                 break
-        self._later(0.0, Applied(task.round, task.parent, self.state))
+        if self._lag:
+            self._call_later(self.replay_ms_per_round or 0.0, self._replay_one)
+        else:
+            self._stand(task.round, task.parent)

@@ -13,13 +13,15 @@ from functools import lru_cache
 from typing import Final
 
 from node.perform import Shell, perform
+from node.sim.blobs import SimBlob, SimBlobs
 from node.sim.network import Link, Network
-from node.sim.stub import Commits, Payloads, StubWorker
-from protocol.codec import decode
+from node.sim.stub import Commits, Payloads, Snapshots, StubWorker
+from protocol.codec import decode, encode
 from protocol.entries import Card, Token, card_bytes, token_bytes
 from protocol.events import Event, Halt, Note, Received, Started, StopAsked, Tick
 from protocol.ids import Hash, Millis, PeerId, RunId, digest
 from protocol.ledger import Judge, Mark, Write
+from protocol.messages import Message
 from protocol.peer import Peer
 from protocol.relaying import RelayLimits
 from protocol.restore import TABLES, restore, saved_cards
@@ -51,7 +53,8 @@ class CrashError(Exception):
 
 
 class SimDisk:
-    """Records that outlive a crash. `before` is called at each commit, and may raise CrashError.
+    """Records that outlive a crash. `before` and `after` are called at each commit, and may raise
+    CrashError.
 
     Records that are named by their content are held once for all disks that get the same `shared`.
     """
@@ -60,6 +63,8 @@ class SimDisk:
         self._tables: dict[str, dict[bytes, bytes]] = {table: {} for table in TABLES}
         self._shared = {} if shared is None else shared
         self.before: Callable[[], None] = lambda: None
+        self.after: Callable[[], None] = lambda: None
+        self.commits = 0
 
     def commit(self, writes: Sequence[Write]) -> None:
         self.before()
@@ -72,6 +77,8 @@ class SimDisk:
                 known = self._shared.setdefault(write.key, value)
                 value = known if known == value else value
             self._tables[write.table][write.key] = value
+        self.commits += 1
+        self.after()
 
     def get(self, table: str, key: bytes) -> bytes | None:
         return self._tables[table].get(key)
@@ -92,6 +99,7 @@ class SimPeer:
     slowness: float  # 1: works for exactly the window
     token: Token | None
     contacts: tuple[Card, ...]
+    replay_ms_per_round: float | None = None  # None: in no time
     sequence: int = 0
     shell: Shell | None = None
     worker: StubWorker | None = None
@@ -101,6 +109,17 @@ class SimPeer:
     wants_up: bool = True
     halted: Halt | None = None
     made: list[bytes] = field(default_factory=list)  # units of every life
+    blobs: dict[Hash, SimBlob] = field(default_factory=dict)  # on its disk
+    clock_ms: int = 0  # how far its clock is ahead of the world's
+    commit_ms: float = 0.0  # how long its disk takes for a commit
+    commits_before: int = 0  # made before the event that is being handled
+
+    @property
+    def lag_ms(self) -> float:
+        """How much later it is for this peer, after the commits of the event at hand."""
+        if not self.commit_ms:
+            return 0.0
+        return self.commit_ms * (self.disk.commits - self.commits_before)
 
     @property
     def id(self) -> PeerId:
@@ -136,6 +155,7 @@ class World:
         founders: int | None = None,
         work_ms: Callable[[random.Random, float], float] | None = None,
         payloads: Payloads | None = None,
+        snapshots: Snapshots | None = None,
         own_links: Sequence[Link] = (),  # one for each peer; none: all have `link`
         relay_limits: RelayLimits | None = None,
     ) -> None:
@@ -150,10 +170,11 @@ class World:
         self.counts: Counter[str] = Counter()  # notes by event, kept or not
         self.on_event: Callable[[SimPeer], None] = lambda peer: None
         self.on_frame: Callable[[bytes], None] = lambda frame: None
-        self._heap: list[tuple[float, int, SimPeer, int, Event | None]] = []
+        self._heap: list[tuple[float, int, SimPeer, int, Event | Callable[[], None] | None]] = []
         self._sequence = 0
         self._work_ms = work_ms or (lambda chance, window: window * (0.9 + 0.2 * chance.random()))
         self.payloads = payloads or Payloads()
+        self.snapshots = snapshots or Snapshots()
         self.commits = Commits(self.payloads)
         self._records: dict[bytes, bytes] = {}
         self._decode = lru_cache(maxsize=4096)(decode)
@@ -225,22 +246,45 @@ class World:
             self._manifest,
             self.judge,
             seed,
-            Millis(int(self.now_ms)),
+            self._clock(who),
             saved,
             self._decode,
             self._relay_limits,
         )
         life = who.life
+
+        def later(delay_ms: float, event: Event) -> None:
+            self._push(self.now_ms + who.lag_ms + delay_ms, who, life, event)
+
+        def call_later(delay_ms: float, call: Callable[[], None]) -> None:
+            self._push(self.now_ms + delay_ms, who, life, call)
+
+        def send(to: bytes, message: Message) -> None:
+            self.post(who.id, PeerId(to), encode(message))
+
         worker = StubWorker(
             who.id,
             who.disk,
             self.commits,
             self.chance,
             lambda: self._work_ms(self.chance, self.rules.window_ms * who.slowness),
-            lambda delay, event: self._push(self.now_ms + delay, who, life, event),
+            later,
+            self.rules,
+            self.snapshots,
+            who.blobs,
+            send,
+            call_later,
         )
+        worker.replay_ms_per_round = who.replay_ms_per_round
         who.worker = worker
-        who.shell = Shell(peer, _SimTransport(self, who), who.disk, worker, _SimWatcher(self, who))
+        who.shell = Shell(
+            peer,
+            _SimTransport(self, who),
+            who.disk,
+            worker,
+            SimBlobs(who.blobs, send, later),
+            _SimWatcher(self, who),
+        )
         who.wake_ms = None
         known = saved_cards(who.disk) or who.contacts
         self._step(who, Started(self._card(who.keys, who.sequence), known, who.token))
@@ -260,18 +304,35 @@ class World:
 
     def pause(self, who: SimPeer, ms: float) -> None:
         """SIGSTOP for a while: events wait."""
-        who.paused_until_ms = self.now_ms + ms
+        who.paused_until_ms = max(who.paused_until_ms, self.now_ms + ms)
+
+    def suspend(self, who: SimPeer, ms: int) -> None:
+        """The machine sleeps: events wait, and its clock stands still."""
+        self.pause(who, ms)
+        who.clock_ms -= ms
+        self._reschedule(who)
+
+    def jump(self, who: SimPeer, ms: int) -> None:
+        """Its clock leaps ahead; or back, which a peer sees as standing still for so long."""
+        who.clock_ms += ms
+        self._reschedule(who)
 
     # Time
 
-    def _push(self, at_ms: float, who: SimPeer, life: int, event: Event | None) -> None:
+    def _clock(self, who: SimPeer) -> Millis:
+        return Millis(int(self.now_ms) + who.clock_ms)
+
+    def _push(
+        self, at_ms: float, who: SimPeer, life: int, event: Event | Callable[[], None] | None
+    ) -> None:
         self._sequence += 1
         heapq.heappush(self._heap, (at_ms, self._sequence, who, life, event))
 
     def post(self, sender: PeerId, to: PeerId, data: bytes) -> None:
         self.on_frame(data)
         receiver = self.by_id.get(to)
-        for at_ms in self.network.arrivals(sender, to, len(data), self.now_ms):
+        now_ms = self.now_ms + self.by_id[sender].lag_ms
+        for at_ms in self.network.arrivals(sender, to, len(data), now_ms):
             if receiver is not None:
                 self._push(at_ms, receiver, -1, Received(sender, data, 0))
 
@@ -290,17 +351,24 @@ class World:
                     continue
                 who.wake_ms = None
                 event = Tick()
-            self._step(who, event)
+            if callable(event):
+                event()
+            else:
+                self._step(who, event)
             return True
         return False
 
     def _step(self, who: SimPeer, event: Event) -> None:
         assert who.shell is not None
         self.events += 1
+        who.commits_before = who.disk.commits
         try:
-            perform(who.peer.handle(event, Millis(int(self.now_ms))), who.shell)
+            perform(who.peer.handle(event, self._clock(who)), who.shell)
         except CrashError:
             self.crash(who)
+        if who.commit_ms:
+            self.pause(who, who.lag_ms)
+            who.commits_before = who.disk.commits
         if who.halted is not None and who.up:
             self.crash(who)
             who.wants_up = False
@@ -313,10 +381,17 @@ class World:
         wake = who.peer.wake_ms
         if wake is None:
             return
-        wake_at = max(float(wake), self.now_ms + (1 if wake <= self.now_ms else 0))
+        wake_at = float(wake - who.clock_ms)
+        if wake_at <= self.now_ms:
+            wake_at = self.now_ms + 1
         if who.wake_ms is None or wake_at < who.wake_ms:
             who.wake_ms = wake_at
             self._push(wake_at, who, who.life, None)
+
+    def _reschedule(self, who: SimPeer) -> None:
+        """Its clock was changed, and with it the time at which it wants to be woken."""
+        who.wake_ms = None
+        self._schedule(who)
 
     def run_for(self, ms: float) -> None:
         end = self.now_ms + ms

@@ -17,8 +17,10 @@ sys.path.insert(0, str(ROOT))
 from node import bootstrap, offline  # noqa: E402
 from node.build import Workshop  # noqa: E402
 from node.config import NodeConfig, load_run_file  # noqa: E402
+from node.keeper import StateKeeper  # noqa: E402
 from node.methods.parts.probes import Probe, encode  # noqa: E402
 from node.replica import Replica  # noqa: E402
+from node.snapshots import Snapshots  # noqa: E402
 from node.store import Store  # noqa: E402
 from node.swarm import Swarm  # noqa: E402
 from protocol.codec import encode_body  # noqa: E402
@@ -118,8 +120,18 @@ def write_history(home: Path, config: Path) -> int:
         for _ in range(ROUNDS - 1):
             history.close()
         history.close(leaving=True)
-        history.replica.save(home)
+        snapshots = Snapshots(home, store, run_file.rules.snapshot_every)
+        keeper = StateKeeper(
+            history.replica, snapshots, lambda event: None, lambda to, message: None, _raise
+        )
+        keeper.start()
+        keeper.take_snapshot()
+        keeper.close(60.0)
     return sum(p.numel() for p in workshop.model.module.parameters())
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from enum import IntEnum
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import hypothesis.strategies as st
 
@@ -34,6 +34,12 @@ _BY_NAME: dict[tuple[type | None, str], st.SearchStrategy[Any]] = {
     (None, "proof"): st.binary(max_size=256),
     (None, "payload"): st.binary(min_size=1, max_size=64),
     (None, "manifest"): st.binary(min_size=1, max_size=64),
+    (None, "size"): st.integers(0, (1 << 48) - 1),
+    (None, "number"): st.integers(0, U32),
+    (None, "differing"): st.integers(0, U32),
+    (None, "wait_ms"): st.integers(0, 60_000),
+    (None, "data"): st.binary(min_size=1, max_size=64),
+    (None, "checks"): st.binary(min_size=8, max_size=64),
     (None, "epoch"): st.integers(0, U64),
     (None, "count"): st.integers(0, U64),
     (None, "wall_ms"): st.integers(0, U64),
@@ -48,7 +54,17 @@ _TEXT = st.text(max_size=40).filter(str.isprintable)
 _SCALAR = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
+_PIECES = st.lists(st.tuples(st.integers(0, U32), st.binary(min_size=1, max_size=64)), max_size=8)
+_WHOLE: dict[str, st.SearchStrategy[Any]] = {
+    "numbers": st.lists(st.integers(0, U32), max_size=8).map(tuple),
+    "chunks": _PIECES.map(tuple),
+    "have": st.none() | st.binary(max_size=64),
+}
+
+
 def _field(cls: type, name: str, hint: object) -> st.SearchStrategy[Any]:
+    if name in _WHOLE:
+        return _WHOLE[name]
     if hint is bytes and (name == "signature" or name.endswith("seal")):
         return _SIGNATURE
     if hint in (int, bytes) or (cls, name) in _BY_NAME:
@@ -59,7 +75,7 @@ def _field(cls: type, name: str, hint: object) -> st.SearchStrategy[Any]:
 def _typed(hint: object) -> st.SearchStrategy[Any]:
     if getattr(hint, "__supertype__", None) is bytes:
         return _ID
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in (UnionType, Union):  # of a NewType it is the latter
         (inner,) = (arg for arg in get_args(hint) if arg is not NoneType)
         return st.none() | _typed(inner)
     if get_origin(hint) is tuple:

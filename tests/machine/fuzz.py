@@ -257,7 +257,9 @@ class Attack:
         signed = contribution_bytes(self.run, mark.round, mark.hash, 7, line)
         round = mark.round + self.chance.choice([0, 0, 0, 1])
         signature = self.chance.choice([self.bad.sign(signed), bytes(64)])
-        return Contribute(round, mark.hash[:8], 7, line.payload, line.loss, line.heldout, signature)
+        return Contribute(
+            round, mark.hash[:8], 7, line.payload, line.loss, line.heldout, None, None, signature
+        )
 
     def evidence(self) -> Evidence:
         first, second = self.hash(), Hash(self.chance.randbytes(32))

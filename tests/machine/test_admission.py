@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from protocol.entries import Admission, Cause, Departure
-from protocol.events import Apply, Connect, Disconnect, Halt, StartWork, StopAsked, Tick
-from protocol.ids import Millis, PeerId, digest
+from protocol.events import Applied, Apply, Connect, Disconnect, Halt, StartWork, StopAsked, Tick
+from protocol.ids import Hash, Millis, PeerId, digest
 from protocol.messages import (
     Closed,
     Entries,
@@ -183,6 +183,7 @@ def test_the_dead_are_listed_unless_their_work_is_here() -> None:
     for peer in (ONE, TWO):
         rumor = Rumor(peer, Health.DEAD, 0)
         door.hear(TWO if peer == ONE else ONE, Ping(1, Head(0, 0, bytes(8)), (rumor,)))
+    door.now = RULES.suspicion_intervals * RULES.ping_interval_ms // 2  # silent for so long
     door.work()
     (applied,) = door.of(Apply)
     departures = applied.entry.body.departures
@@ -253,6 +254,11 @@ def test_an_applicant_asks_until_it_is_listed() -> None:
     door = Door(NEW, MEMBERS)
     assert not door.of(StartWork)
     asked: list[Message] = [said for _, said in door.sent(Join)]
+    assert not asked, "nobody has shown it the ledger yet"
+    door.effects = door.peer.handle(Applied(0, Hash(RUN), 7), Millis(0))
+    for peer in MEMBERS:
+        door.hear(peer, Entries((), Head(0, 0, Hash(RUN)[:8])))
+        asked += [said for _, said in door.sent(Join)]
     for _ in range(20):
         wake = door.peer.wake_ms
         assert wake is not None

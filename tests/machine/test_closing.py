@@ -7,7 +7,7 @@ import pytest
 from protocol.closing import Vote
 from protocol.codec import encode
 from protocol.entries import Entry
-from protocol.events import Apply, Effect, GiveBack, Rebuild, Save, Send, StartWork, Tick, WorkDone
+from protocol.events import Apply, Effect, GiveBack, Save, Send, StartWork, Tick, WorkDone
 from protocol.ids import Millis, PeerId
 from protocol.ledger import round_key
 from protocol.messages import (
@@ -235,19 +235,6 @@ def test_the_state_most_share_is_listed() -> None:
     )
 
 
-def test_a_state_of_our_own_that_differs_is_rebuilt_once() -> None:
-    """P1, P7: said loudly, repaired, and not again and again."""
-    from protocol.events import Applied, Note
-
-    door = Door(THIRD, P)
-    door.effects = door.peer.handle(Applied(0, START.hash, 99), Millis(0))
-    door.hear(FIRST, Closed(entry(START, FIRST, state=7)))
-    assert [note.level for note in door.of(Note) if note.event == "digest-mismatch"] == ["error"]
-    assert len(door.of(Rebuild)) == 1
-    door.effects = door.peer.handle(Applied(0, START.hash, 99), Millis(0))
-    assert not door.of(Rebuild)
-
-
 # Where most must accept
 
 
@@ -409,7 +396,7 @@ def test_a_vote_in_a_run_that_does_not_vote_is_a_fault() -> None:
 def test_absurd_rounds_only_make_us_ask(rules: Rules, round: int) -> None:
     """One question at a time, to whoever claims to know (P6)."""
     door = Door(THIRD, P, rules)
-    ahead = Contribute(round, b"elsewher", 7, b"8 bytes!", None, None, bytes(64))
+    ahead = Contribute(round, b"elsewher", 7, b"8 bytes!", None, None, None, None, bytes(64))
     ours = contribution(START, FIRST)
     for message in (ahead, Prepare(round, TIP, 0), Promise(round, TIP, 0, 0, None), ours):
         door.hear(FIRST, message)

@@ -63,7 +63,7 @@ def test_an_entry_keeps_its_hash_on_disk(made: Entry) -> None:
 @given(st.binary(max_size=200))
 @settings(max_examples=300)
 def test_arbitrary_bytes_are_refused_by_name(data: bytes) -> None:
-    for frame in (data, b"\x01" + data, *(bytes((1, number)) + data for number in range(24))):
+    for frame in (data, b"\x01" + data, *(bytes((1, number)) + data for number in range(40))):
         decode_or_refuse(frame)
 
 
@@ -109,6 +109,8 @@ def raw(number: int, *values: object) -> bytes:
 HEAD = [0, 0, bytes(8)]
 ID, SIGNATURE = bytes(32), bytes(64)
 BODY = [0, ID, 0, 0, 0, [], [], []]
+PLACE = (0, bytes(8), 0)
+NOTHING = (None, None, None, None)
 
 
 def packed(value: object) -> bytes:
@@ -120,7 +122,7 @@ def packed(value: object) -> bytes:
     [
         (b"\x02\x09\x91\x01", "protocol version 2"),
         (b"\x01\x00\x91\x01", "unknown kind"),
-        (b"\x01\x16\x91\x01", "unknown kind"),
+        (b"\x01\xff\x91\x01", "unknown kind"),
         (bytes(codec.FRAME_BYTES_MAX + 1), "a frame of"),
         (raw(9, -1), "whole number"),
         (raw(9, 1 << 32), "whole number"),
@@ -146,11 +148,13 @@ def packed(value: object) -> bytes:
         (raw(11, [], [[ID, 0, ["a"] * 9, SIGNATURE]], False), "at most 8"),
         (raw(11, [], [[ID, 0, ["a" * 257], SIGNATURE]], False), "at most 256"),
         (raw(11, [], [], 1), "true or false"),
-        (raw(12, 0, bytes(8), 0, b"", None, None, SIGNATURE), "1 to"),
-        (raw(12, 0, bytes(8), 0, bytes((1 << 20) + 1), None, None, SIGNATURE), "1 to"),
-        (raw(12, 0, bytes(8), 0, b"p", struct.pack(">f", math.nan), None, SIGNATURE), "finite"),
-        (raw(12, 0, bytes(8), 0, b"p", None, struct.pack(">f", math.inf), SIGNATURE), "finite"),
-        (raw(12, 0, bytes(8), 0, b"p", 1.5, None, SIGNATURE), "4 bytes"),
+        (raw(12, *PLACE, b"", *NOTHING, SIGNATURE), "1 to"),
+        (raw(12, *PLACE, bytes((1 << 20) + 1), *NOTHING, SIGNATURE), "1 to"),
+        (raw(12, *PLACE, b"p", struct.pack(">f", math.nan), *NOTHING[1:], SIGNATURE), "finite"),
+        (raw(12, *PLACE, b"p", None, struct.pack(">f", math.inf), None, None, SIGNATURE), "finite"),
+        (raw(12, *PLACE, b"p", 1.5, *NOTHING[1:], SIGNATURE), "4 bytes"),
+        (raw(12, *PLACE, b"p", None, None, bytes(31), None, SIGNATURE), "32 to 32 bytes"),
+        (raw(12, *PLACE, b"p", None, None, None, [ID, 1 << 48], SIGNATURE), "whole number"),
         (raw(18, [packed(BODY), SIGNATURE, [SIGNATURE]]), "0 lines with 1 signatures"),
         (raw(18, [packed(BODY) + b"\x00", SIGNATURE, []]), "not msgpack"),
         (raw(18, [packed([*BODY[:7], [[0, 3, 0, b""]]]), SIGNATURE, []]), "Cause"),
@@ -158,6 +162,15 @@ def packed(value: object) -> bytes:
         (raw(19, [[0, ID]] * 257), "at most 256"),
         (raw(20, [[packed(BODY), SIGNATURE, []]] * 513, HEAD), "at most 512"),
         (raw(2, b"", [], HEAD), "1 to"),
+        (raw(23, ID, 1, [ID] * (codec.PAGES_MAX + 1), None), "at most"),
+        (raw(23, ID, 1, [], bytes(codec.MAP_BYTES_MAX + 1)), "0 to"),
+        (raw(24, ID, 2, [0]), "Level"),
+        (raw(24, ID, 0, [0] * (codec.PIECES_MAX + 1)), "at most"),
+        (raw(25, ID, 0, 0, bytes(codec.CHUNK_BYTES + 1)), "1 to"),
+        (raw(26, ID, 0, [0], 60_001), "whole number"),
+        (raw(27, 0, ID, bytes(codec.CHECKS_BYTES_MAX + 1)), "8 to"),
+        (raw(28, 0, ID, 1, [[0]]), "pair"),
+        (raw(28, 0, ID, 1, [[0, b"a"]] * (codec.MENDED_MAX + 1)), "at most"),
         (raw(2, bytes((256 << 10) + 1), [], HEAD), "1 to"),
     ],
 )
@@ -182,8 +195,8 @@ def test_the_largest_of_everything_fits_a_frame() -> None:
         (Nack(1), 4),
         (Ping(1_000_000, Head(1_000, 100_000, bytes(8)), ()), 28),
         (Accepted(1_000, 1, P[0]), 41),  # type: ignore[arg-type]
-        (contribution(genesis(P), P[0]), 98),
-        (Closed(entry(genesis(P), P[0], P)), 372),
+        (contribution(genesis(P), P[0]), 100),
+        (Closed(entry(genesis(P), P[0], P)), 378),
         (Promise(1_000, bytes(8), 1, 0, None), 19),
     ],
 )

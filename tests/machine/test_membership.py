@@ -161,8 +161,37 @@ def test_a_suspicion_of_us_is_denied_with_a_new_incarnation() -> None:
     assert view.view.incarnation == 8
     view.hear(ONE, Rumor(ME, SUSPECT, 3))
     assert view.view.incarnation == 8, "old news"
-    view.hear(ONE, Rumor(ME, DEAD, (1 << 32) - 1))
-    assert view.view.incarnation == (1 << 32) - 1, "and no farther than the wire can say"
+
+
+def test_what_nobody_could_deny_is_not_believed() -> None:
+    """P6: a liar that tells of deaths at the last incarnation is not heard; one before, it is, and
+    the denial at the last one stands for good.
+    """
+    view, last = View(), (1 << 32) - 1
+    for health in (SUSPECT, DEAD, LEFT):
+        view.hear(TWO, Rumor(ONE, health, last))
+        assert view.view.health(ONE) is ALIVE
+    view.hear(TWO, Rumor(ONE, DEAD, last - 1))
+    assert view.view.health(ONE) is DEAD
+    view.hear(ONE, Rumor(ONE, ALIVE, last))
+    view.hear(TWO, Rumor(ONE, DEAD, last))
+    assert view.view.health(ONE) is ALIVE
+    view.hear(TWO, Rumor(ME, DEAD, last))
+    assert view.view.incarnation == 0
+    view.hear(TWO, Rumor(ME, DEAD, last - 1))
+    assert view.view.incarnation == last
+
+
+def test_who_was_just_heard_is_not_missing() -> None:
+    """P4, P6: whom others call dead, and who spoke to us a moment ago, is not to be dropped."""
+    view = View()
+    view.at(1_000)
+    view.view.heard(ONE, Millis(1_000))
+    view.hear(TWO, Rumor(ONE, DEAD, 0), Rumor(THREE, DEAD, 0))
+    assert view.view.dead() == sorted([ONE, THREE])
+    assert view.view.missing(Millis(1_000)) == [THREE]
+    patience = RULES.suspicion_intervals * RULES.ping_interval_ms // 2
+    assert view.view.missing(Millis(1_000 + patience)) == sorted([ONE, THREE])
 
 
 def test_a_denial_lifts_the_suspicion() -> None:

@@ -14,6 +14,7 @@ from typing import Final
 from protocol.codec import encode, encode_body, number_of
 from protocol.entries import (
     Admission,
+    Attachment,
     Body,
     Card,
     Cause,
@@ -33,6 +34,8 @@ from protocol.invites import Contact, Invite, encode_invite, mint_token
 from protocol.messages import (
     Accepted,
     Ack,
+    BlobOffer,
+    BlobRequest,
     Closed,
     Commit,
     Contribute,
@@ -48,9 +51,15 @@ from protocol.messages import (
     Hello,
     Join,
     Leave,
+    Level,
     Locator,
+    Mend,
+    MendRequest,
     Message,
     Nack,
+    Piece,
+    PieceRefused,
+    PieceRequest,
     Ping,
     PingRequest,
     Prepare,
@@ -87,7 +96,12 @@ def card(keys: Identity, sequence: int) -> Card:
 
 NEWCOMER: Final = Identity(bytes([4]) * 32)
 TOKEN: Final = mint_token(ONE, RUN, 1_800_000_000, b"nonce678")
-LINES: Final = (Line(0, b"\x00\x01\x7f", 2.5, None), Line(2, b"\x00\x02\x81\x05", None, 2.25))
+SNAPSHOT: Final = digest("golden snapshot")
+ATTACHED: Final = Attachment(digest("golden blob"), 5_000_000)
+LINES: Final = (
+    Line(0, b"\x00\x01\x7f", 2.5, None),
+    Line(2, b"\x00\x02\x81\x05", None, 2.25, SNAPSHOT, ATTACHED),
+)
 ADMISSION: Final = Admission(card(NEWCOMER, 7), TOKEN)
 DEPARTURE: Final = Departure(1, Cause.LEFT, 0, TWO.sign(leave_bytes(RUN, TWO.peer, 0)))
 BODY: Final = Body(
@@ -138,7 +152,9 @@ def messages() -> list[Message]:
         Nack(8),
         Sync(digest("golden view")[:8], HEAD),
         View(RUMORS, (card(THREE, 300),), wants_reply=True),
-        Contribute(0, BODY.parent[:8], BODY.state, line.payload, *scalars, ONE.sign(signed)),
+        Contribute(
+            0, BODY.parent[:8], BODY.state, line.payload, *scalars, None, None, ONE.sign(signed)
+        ),
         Prepare(12, tip, 5),
         Promise(12, tip, 5, 2, ENTRY),
         Propose(5, ENTRY),
@@ -148,6 +164,13 @@ def messages() -> list[Message]:
         EntriesRequest((Locator(12, ENTRY.hash), Locator(0, digest("golden start")))),
         Entries((ENTRY, OTHER), HEAD),
         Evidence(ONE.peer, 0, BODY.parent, ENTRY.hash, ENTRY.seal, OTHER.hash, OTHER.seal),
+        BlobRequest(SNAPSHOT),
+        BlobOffer(SNAPSHOT, 300_000, (digest("golden page"),), b"\x01"),
+        PieceRequest(SNAPSHOT, Level.CHUNK, (0, 1)),
+        Piece(SNAPSHOT, Level.PAGE, 0, b"names"),
+        PieceRefused(SNAPSHOT, Level.CHUNK, (1,), 250),
+        MendRequest(12, ENTRY.hash, b"8 bytes!"),
+        Mend(12, ENTRY.hash, 1, ((0, b"a chunk"),)),
         ENVELOPE,
         Unrelayed(TWO.peer, Why.OVER_CAP),
         DialBack(9),

@@ -14,8 +14,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from node.sim.checks import Safety, assert_counted, assert_live
-from node.sim.faults import bad_world
+from node.sim.checks import (
+    BrokenPromiseError,
+    Safety,
+    assert_counted,
+    assert_live,
+    stories,
+)
+from node.sim.faults import Storm, bad_world
+from node.sim.world import World
 from protocol.rules import Quorum
 
 SEEDS_FILE = Path(__file__).parent / "seeds.txt"
@@ -35,6 +42,21 @@ def weather(seed: int, quorum: Quorum, seconds: int = STORM_S) -> tuple[int, int
     """One bad world: it storms, clears, and then all must be well. Returns rounds and events."""
     world, storm = bad_world(seed, quorum)
     world.keep_notes = False
+    try:
+        _weather(world, storm, seconds)
+    except Exception as error:
+        error.add_note(f"{storm.weather}, {len(world.peers)} peers, at {world.now_ms:.0f} ms")
+        if not isinstance(error, BrokenPromiseError):
+            error.add_note(stories(world.up()))
+        error.add_note(
+            f"repeat: python tests/scenarios/long.py --seeds {seed} --quorum {quorum.value}"
+            f" --storm {seconds}"
+        )
+        raise
+    return max(world.rounds()), world.events
+
+
+def _weather(world: World, storm: Storm, seconds: int) -> None:
     safety = Safety(world)
     world.on_event = safety.after_event
     for _ in range(seconds):
@@ -44,13 +66,12 @@ def weather(seed: int, quorum: Quorum, seconds: int = STORM_S) -> tuple[int, int
     storm.clear()
     assert_live(world)
     assert_counted(world)
-    return max(world.rounds()), world.events
 
 
-def outcome(seed: int, quorum: Quorum) -> Outcome:
+def outcome(seed: int, quorum: Quorum, seconds: int = STORM_S) -> Outcome:
     """The same, with whatever went wrong as text."""
     try:
-        rounds, events = weather(seed, quorum)
+        rounds, events = weather(seed, quorum, seconds)
     except Exception as error:
         notes = "\n".join(getattr(error, "__notes__", ()))
         return Outcome(seed, quorum, f"{type(error).__name__}: {error}\n{notes}", 0, 0)
@@ -112,16 +133,16 @@ def _say(line: str) -> None:
     sys.stderr.flush()
 
 
-def _results(runs: list[tuple[int, Quorum]], jobs: int) -> Iterator[Outcome]:
+def _results(runs: list[tuple[int, Quorum]], seconds: int, jobs: int) -> Iterator[Outcome]:
     """As they come. No more is handed out than is being worked on, so Ctrl-C ends soon."""
     if jobs == 1:
-        yield from (outcome(*run) for run in runs)
+        yield from (outcome(*run, seconds) for run in runs)
         return
     with ProcessPoolExecutor(jobs) as pool:
         waiting, busy = list(reversed(runs)), set[Future[Outcome]]()
         while waiting or busy:
             while waiting and len(busy) < 2 * jobs:
-                busy.add(pool.submit(outcome, *waiting.pop()))
+                busy.add(pool.submit(outcome, *waiting.pop(), seconds))
             done, busy = wait(busy, return_when=FIRST_COMPLETED)
             yield from (one.result() for one in done)
 
@@ -135,12 +156,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=_seed_range, default=range(100), metavar="FIRST:END")
     parser.add_argument("--quorum", choices=[mode.value for mode in Quorum], default=None)
+    parser.add_argument("--storm", type=int, default=STORM_S, help="seconds of bad weather")
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
     modes = [Quorum(options.quorum)] if options.quorum else list(Quorum)
     runs = [(seed, mode) for seed in options.seeds for mode in modes]
     tally = _Tally(len(runs))
-    for result in _results(runs, options.jobs):
+    for result in _results(runs, options.storm, options.jobs):
         tally.count(result)
         tally.tell()
     sys.stdout.write(json.dumps(tally.summary()) + "\n")

@@ -1,16 +1,31 @@
-"""P6, and the proof of equivocation: a closer that signs two entries for one round is expelled."""
+"""P6: members that lie. A closer that signs two entries for one round is expelled; whatever else is
+said falsely or out of turn, the honest go on, agree, and lose nothing.
+"""
 
+import random
 from dataclasses import replace
 
 import pytest
 
+from node.sim.checks import Safety
+from node.sim.liars import Liar
 from node.sim.world import SimPeer, World
 from protocol.codec import encode, encode_body
 from protocol.entries import Entry, entry_hash, seal_bytes
 from protocol.messages import Closed
 from protocol.restore import entry_at
 from protocol.rules import Quorum, Rules
-from tests.scenarios.telling import assert_moves_on, deadline_ms, head, roster_of
+from tests.scenarios.telling import (
+    assert_all_well,
+    assert_moves_on,
+    deadline_ms,
+    head,
+    notes_called,
+    roster_of,
+)
+
+BOTH = pytest.mark.parametrize("quorum", list(Quorum))
+TALES = Liar.tales()
 
 
 def another(world: World, liar: SimPeer, entry: Entry) -> Entry:
@@ -74,3 +89,54 @@ def test_nobody_is_expelled_for_what_another_forged() -> None:
     assert len(roster_of(world, "p0")) == 5
     assert world.counts["equivocation"] == 0
     assert world.counts["fault"] >= 3
+
+
+def swarm_with_a_liar(seed: int, quorum: Quorum) -> tuple[World, Liar]:
+    """Six members; p2 is the liar."""
+    world = World(6, seed, Rules(quorum=quorum, window_ms=1_000, deadline_ceiling_ms=3_000))
+    world.on_event = Safety(world).after_event
+    world.run_for(5_000)
+    return world, Liar(world, world.peers["p2"], random.Random(seed))
+
+
+def silence(world: World) -> None:
+    """The liar is gone, expelled or not, for good."""
+    world.crash(world.peers["p2"])
+    world.peers["p2"].wants_up = False
+
+
+@BOTH
+@pytest.mark.parametrize("tale", TALES)
+def test_a_lie_told_every_second_does_little_harm(tale: str, quorum: Quorum) -> None:
+    """P4, P5, P6: two thirds of the rounds close, nobody honest is dropped, expelled, or rebuilds
+    its state; nobody switches ledgers; all agree and have lost nothing once the liar is gone.
+    """
+    world, liar = swarm_with_a_liar(1, quorum)
+    before = head(world)
+    for _ in range(21):
+        world.run_for(1_000)
+        liar.lie(tale)
+    assert head(world) >= before + 14
+    honest = {name for name in world.peers if name != "p2"}
+    assert all(roster_of(world, name) >= honest for name in honest)
+    gone = {note.fields["peer"] for _, _, note in world.notes if note.event == "departed"}
+    assert gone <= {world.peers["p2"].id}
+    for name in honest:
+        assert not notes_called(world, "switched", name)
+        assert not notes_called(world, "digest-mismatch", name)
+    silence(world)
+    assert_all_well(world)
+
+
+@BOTH
+@pytest.mark.parametrize("seed", range(2))
+def test_a_liar_that_tells_everything(seed: int, quorum: Quorum) -> None:
+    """P4, P5, P6: all kinds of lies in any order, five a second, from one of six."""
+    world, liar = swarm_with_a_liar(10 + seed, quorum)
+    before = head(world)
+    for _ in range(100):
+        world.run_for(200)
+        liar.lie_at_random()
+    assert head(world) >= before + 10
+    silence(world)
+    assert_all_well(world)

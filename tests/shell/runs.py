@@ -31,10 +31,10 @@ grace_s = 0.3
 patience_s = {patience_s}
 quorum = "{quorum}"
 heldout_every = 5
+snapshot_every = {snapshot_every}
 
 [node]
 threads = 1
-checkpoint_s = {checkpoint_s}
 """
 
 
@@ -45,7 +45,7 @@ def write_run(
     quorum: str = "any",
     window_s: float = 0.3,
     patience_s: float = 3.0,
-    checkpoint_s: float = 2.0,
+    snapshot_every: int = 10,
 ) -> Path:
     """A run file and its text in `folder`."""
     text = folder / "text.txt"
@@ -58,7 +58,7 @@ def write_run(
             quorum=quorum,
             window_s=window_s,
             patience_s=patience_s,
-            checkpoint_s=checkpoint_s,
+            snapshot_every=snapshot_every,
         )
     )
     return path

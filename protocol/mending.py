@@ -1,0 +1,108 @@
+"""A replica that differs from the others' (a flipped bit, a bad disk): find where, and mend it.
+
+Members agree on a digest of the state each round. Whoever differs sends the names of its chunks to
+one that agrees with most, which answers with those chunks that are not the same, while both stand
+at the same place. An update never moves damage from one element to another, so what was damaged in
+one round is the same few chunks in the next, and a try that came too late is made again there.
+"""
+
+from typing import Final
+
+from protocol.core import Core
+from protocol.entries import Entry
+from protocol.errors import RemoteError
+from protocol.events import ChecksTaken, Patch, Patched, Rebuild, ServeMend, TakeChecks
+from protocol.ids import Hash, PeerId
+from protocol.messages import Mend, MendRequest
+
+CHECK_BYTES: Final = 8  # of a chunk's name: a chance, not a foe, is what is looked for
+_TRIES: Final = 5
+_DIFFERING_MAX: Final = 32  # chunks; more than that is no flipped bit
+
+Place = tuple[int, Hash]
+
+
+class Mending:
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._donors: tuple[PeerId, ...] = ()  # stood on the state that most share
+        self._is_damaged = False
+        self._tries = 0
+        self._asked: tuple[Place, PeerId] | None = None
+        self._stands: Place | None = None
+
+    @property
+    def is_damaged(self) -> bool:
+        return self._is_damaged
+
+    def differs(self, entry: Entry, seats: tuple[PeerId, ...]) -> None:
+        """Our state at the opening of `entry`'s round was not the one that its lines stood on."""
+        me = self._core.me
+        lines = entry.body.lines
+        self._donors = tuple(seats[line.seat] for line in lines if seats[line.seat] != me)
+        self._is_damaged = True
+        self._tries += 1
+        if self._tries > _TRIES or not self._donors:
+            self._start_over("the state could not be repaired")
+        elif self._stands is not None:
+            self._begin(self._stands)
+
+    def agrees(self) -> None:
+        """Our state is the one that most stand on."""
+        self._is_damaged, self._tries, self._asked = False, 0, None
+
+    def stands(self, place: Place) -> None:
+        """The state came to a new place."""
+        self._stands = place
+        if self._is_damaged:
+            self._begin(place)
+
+    def _begin(self, place: Place) -> None:
+        if place == (self._core.head.round, self._core.head.hash):
+            self._core.out.append(TakeChecks(*place))
+
+    def taken(self, event: ChecksTaken) -> None:
+        core = self._core
+        if not self._is_damaged or not self._donors:
+            return
+        up = [peer for peer in self._donors if peer not in core.membership.down()]
+        donor = core.dice.pick(up or self._donors)[0]
+        self._asked = ((event.round, event.parent), donor)
+        core.send(donor, MendRequest(event.round, event.parent, event.checks))
+
+    def on_request(self, sender: PeerId, message: MendRequest) -> None:
+        core = self._core
+        if len(message.checks) % CHECK_BYTES:
+            raise RemoteError("checks that are not 8 bytes each")
+        if message.round > core.head.round + 1 or message.round + 1 < core.head.round:
+            return  # it will ask again from where it stands then
+        if sender in core.head.roster and core.may_answer(sender) and not self._is_damaged:
+            core.out.append(ServeMend(sender, message.round, message.parent, message.checks))
+
+    def on_mend(self, sender: PeerId, message: Mend) -> None:
+        place = message.round, message.parent
+        if self._asked != (place, sender) or not self._is_damaged:
+            return  # it came too late
+        self._asked = None
+        if len({number for number, _ in message.chunks}) != len(message.chunks):
+            raise RemoteError("a chunk twice")
+        if message.differing > _DIFFERING_MAX:
+            self._start_over(f"{message.differing} chunks of the state differ")
+            return
+        self._core.out.append(Patch(message.round, message.parent, message.chunks))
+
+    def patched(self, event: Patched) -> None:
+        self._core.note(
+            "error",
+            "repaired",
+            round=event.round,
+            tensors=", ".join(event.tensors) or "none: what follows from them was wrong",
+            bytes=event.bytes,
+        )
+
+    def _start_over(self, why: str) -> None:
+        core = self._core
+        self.agrees()
+        core.out.append(
+            Rebuild(core.head.round, core.head.hash, switched=False, from_scratch=True, reason=why)
+        )

@@ -1,0 +1,181 @@
+"""Bringing a state that is far behind to the head: entry by entry, or from a snapshot?
+
+Whatever this machine and this link do faster. Replaying begins at once and is measured; if it will
+take long, a snapshot is asked for beside it and that is measured too; then the slower way is given
+up, and a person is told which, and why.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from protocol.blobs import Fetch
+from protocol.core import Core
+from protocol.events import Behind, Hold, Rebuild, Restore
+from protocol.ids import Hash, Millis
+from protocol.snapshots import SnapshotAt
+from protocol.transfers import Transfers
+
+TRIVIAL_MS: Final = 3_000  # a replay that takes less is not worth anybody's uplink
+_STUCK_MS: Final = 30_000
+_TELL_MS: Final = 2_000
+_REFUSED_MAX: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    by_snapshot: bool
+    why: str
+
+
+def choose(
+    behind: Behind, snapshot: SnapshotAt, missing_bytes: int, bytes_per_ms: float
+) -> Choice | None:
+    """Which way is faster from here; None while replaying has not been measured."""
+    if behind.ms_per_round is None:
+        return None
+    replay_ms = (behind.target - behind.round) * behind.ms_per_round
+    fetch_ms = missing_bytes / max(bytes_per_ms, 1e-9)
+    tail_ms = max(0, behind.target - snapshot.round) * behind.ms_per_round
+    replay = (
+        f"replaying {behind.target - behind.round} rounds at {behind.ms_per_round:.1f} ms"
+        f" takes {replay_ms / 1000:.0f} s"
+    )
+    fetch = (
+        f"fetching {missing_bytes / 1e6:.1f} MB at {bytes_per_ms / 1000:.2f} MB/s and replaying"
+        f" {max(0, behind.target - snapshot.round)} rounds takes"
+        f" {(fetch_ms + tail_ms) / 1000:.0f} s"
+    )
+    if fetch_ms + tail_ms < replay_ms:
+        return Choice(True, f"{fetch}; {replay}")
+    return Choice(False, f"{replay}; {fetch}")
+
+
+class Recovery:
+    """`fail` is called when a snapshot that was waited for cannot be had."""
+
+    def __init__(self, core: Core, transfers: Transfers) -> None:
+        self._core, self._transfers = core, transfers
+        self._wanted: SnapshotAt | None = None
+        self._fetch: Fetch | None = None
+        self._is_held = False  # replaying was stopped for it
+        self._refused: dict[Hash, None] = {}
+        self._told_ms = 0
+
+    @property
+    def busy(self) -> bool:
+        """Is the state waiting for a snapshot?"""
+        return self._is_held
+
+    @property
+    def wake_ms(self) -> Millis | None:
+        return Millis(self._told_ms + _TELL_MS) if self._fetch is not None else None
+
+    def behind(self, event: Behind) -> None:
+        if self._is_held:
+            return
+        if self._wanted is None or self._fetch is None:
+            self._consider(event)
+            return
+        rate, missing = self._fetch.per_ms(self._core.now), self._fetch.missing_bytes
+        if event.round >= self._wanted.round:
+            self._give_up("the replay is past it")
+        elif rate is not None and missing is not None:
+            choice = choose(event, self._wanted, missing, rate)
+            if choice is not None:
+                self._follow(choice)
+
+    def _consider(self, event: Behind) -> None:
+        if event.ms_per_round is None:
+            return
+        if (event.target - event.round) * event.ms_per_round < TRIVIAL_MS:
+            return
+        for snapshot in event.snapshots:
+            if snapshot.root not in self._refused and snapshot.round > event.round:
+                self._wanted = snapshot
+                self._told_ms = self._core.now
+                self._fetch = self._transfers.start(snapshot.root, self._arrived)
+                return
+
+    def _follow(self, choice: Choice) -> None:
+        assert self._wanted is not None
+        way = "snapshot" if choice.by_snapshot else "replay"
+        self._core.note(
+            "info", "catching-up", way=way, why=choice.why, snapshot_round=self._wanted.round
+        )
+        if choice.by_snapshot:
+            self._is_held = True
+            self._core.out.append(Hold(choice.why))
+        else:
+            self._give_up("replaying is faster")
+
+    def _arrived(self) -> None:
+        wanted, fetch = self._wanted, self._fetch
+        assert wanted is not None
+        assert fetch is not None
+        now = self._core.now
+        self._core.note(
+            "info",
+            "snapshot-fetched",
+            round=wanted.round,
+            root=wanted.root,
+            bytes=fetch.size,
+            received=fetch.received_bytes,
+            repeated=fetch.repeated,
+            holders=fetch.holders,
+            took_ms=now - fetch.started_ms,
+        )
+        self._forget()
+        self._core.out.append(Restore(wanted))
+
+    def _give_up(self, why: str) -> None:
+        assert self._wanted is not None
+        self._refused[self._wanted.root] = None
+        while len(self._refused) > _REFUSED_MAX:
+            del self._refused[next(iter(self._refused))]
+        self._transfers.cancel(self._wanted.root)
+        self._core.note("debug", "snapshot-not-used", round=self._wanted.round, why=why)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._wanted = self._fetch = None
+        self._is_held = False
+
+    def moved(self) -> None:
+        """The chain switched: another rebuild is under way, and the snapshot may be the wrong
+        chain's.
+        """
+        if self._wanted is not None:
+            self._give_up("the chain switched")
+
+    def tick(self) -> None:
+        core, fetch, wanted = self._core, self._fetch, self._wanted
+        if fetch is None or wanted is None or core.now < self._told_ms + _TELL_MS:
+            return
+        self._told_ms = core.now
+        rate, missing = fetch.per_ms(core.now), fetch.missing_bytes
+        core.note(
+            "info",
+            "fetching-snapshot",
+            round=wanted.round,
+            bytes=fetch.size,
+            missing_bytes=missing,
+            bytes_per_s=None if rate is None else round(rate * 1000),
+            left_s=None if rate is None or missing is None else round(missing / rate / 1000, 1),
+            holders=fetch.holders,
+        )
+        if core.now - fetch.moved_ms < _STUCK_MS:
+            return
+        was_held = self._is_held
+        self._give_up("nobody sends it")
+        if was_held:
+            reason = f"the snapshot of round {wanted.round} cannot be had: replaying instead"
+            core.note("warning", "catching-up", way="replay", why=reason)
+            core.out.append(
+                Rebuild(
+                    core.head.round,
+                    core.head.hash,
+                    switched=False,
+                    from_scratch=False,
+                    reason=reason,
+                )
+            )

@@ -1,0 +1,50 @@
+"""Which rounds have a snapshot, and how its root gets into the ledger.
+
+Everybody puts the state of the same rounds on disk. Half a period later, when that is surely done,
+contributions name its root; the root that most of an entry's lines name is in the ledger for good.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from protocol.entries import Entry
+from protocol.ids import Hash
+from protocol.rules import Rules
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotAt:
+    """The state where `round` is open, as a blob."""
+
+    round: int
+    root: Hash
+
+
+def is_taken(round: int, rules: Rules) -> bool:
+    """Is the state at the opening of `round` to be kept?"""
+    return round > 0 and round % rules.snapshot_every == 0
+
+
+def named_in(round: int, rules: Rules) -> int | None:
+    """The snapshot that contributions to `round` name the root of; None: none."""
+    taken = round - max(1, rules.snapshot_every // 2)
+    return taken if is_taken(taken, rules) else None
+
+
+def naming_rounds(head: int, rules: Rules) -> range:
+    """Closed rounds in which roots were named, newest first."""
+    every, lag = rules.snapshot_every, max(1, rules.snapshot_every // 2)
+    newest = (head - 1 - lag) // every * every + lag
+    return range(newest, lag, -every)
+
+
+def established(entry: Entry, rules: Rules) -> SnapshotAt | None:
+    """The snapshot whose root most of this entry's lines name."""
+    round = named_in(entry.round, rules)
+    if round is None:
+        return None
+    counts = Counter(line.snapshot for line in entry.body.lines if line.snapshot is not None)
+    for root, count in counts.items():
+        if 2 * count > len(entry.body.lines):
+            return SnapshotAt(round, root)
+    return None
