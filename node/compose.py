@@ -107,9 +107,8 @@ class Node:
             on_failure=self._driver.fail,
         )
         bound = transport.start()
-        front = Front(
-            plan.node.advertise or advertised(bound), port_map(plan.node, bound, self._tell)
-        )
+        mapped = port_map(plan.node, bound, self._tell)
+        front = Front(bound, plan.node.advertise or advertised(bound), mapped)
         try:
             front.open()
             if kept is None:
@@ -241,6 +240,7 @@ class Node:
             identity,
             workshop,
             prober,
+            front.bound,
             card.addresses,
             snapshots,
             donor,
@@ -330,11 +330,12 @@ class _Status:
         identity: Identity,
         workshop: Workshop,
         prober: NodeProber,
+        bound: tuple[str, ...],
         addresses: tuple[str, ...],
         snapshots: Snapshots,
         donor: Donor,
     ) -> None:
-        self.addresses, self._prober = addresses, prober
+        self.addresses, self._bound, self._prober = addresses, bound, prober
         self._snapshots, self._donor = snapshots, donor
         self._node, self._peer, self._stats = node, peer, stats
         self._transport, self._kept, self._identity = transport, kept, identity
@@ -380,7 +381,8 @@ class _Status:
         direct = [member for member in up if self._peer.relay_of(member) is None]
         asked = sorted(direct or up, key=lambda member: (member not in paths, member))
         examined = await examine(self._prober, asked, dialled=bool(self.addresses))
-        return {"addresses": list(self.addresses), **examined.as_json()}
+        places = {"bound": list(self._bound), "addresses": list(self.addresses)}
+        return {**places, **examined.as_json()}
 
     def _is_alive(self, peer: PeerId) -> bool:
         return self._peer.membership.health(peer) is Health.ALIVE

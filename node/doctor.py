@@ -291,7 +291,10 @@ def bandwidth(down: Mapping[str, Any] | None, up: Mapping[str, Any] | None) -> F
 
 def network(examined: Mapping[str, Any]) -> list[Finding]:
     """From what the running peer's `examine` found."""
+    listening = ", ".join(examined["bound"])
+    figure = f"this peer listens on {listening}" if listening else "listens nowhere"
     return [
+        Finding("ports", Verdict.OK, figure, "", {"bound": examined["bound"]}),
         reachability(examined["addresses"], examined["diallers"]),
         bandwidth(examined["down"], examined["up"]),
         clock(examined["clocks"]),

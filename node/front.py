@@ -15,6 +15,7 @@ _LISTED_MAX: Final = 8  # as many as a card holds
 
 @dataclass(frozen=True, slots=True)
 class Front:
+    bound: tuple[str, ...]  # where we listen
     own: tuple[str, ...]
     mapped: PortMap | None
 

@@ -68,9 +68,13 @@ class Forwarder:
         while True:
             try:
                 outside, _ = self._listener.accept()
-                inside = socket.create_connection(("127.0.0.1", self.target))
             except OSError:
                 return
+            try:
+                inside = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                outside.close()
+                continue
             self.connections += 1
             threading.Thread(target=_carry, args=(outside, inside), daemon=True).start()
 

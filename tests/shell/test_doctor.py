@@ -201,7 +201,7 @@ def test_a_check_up_behind_a_router(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert done.returncode == 0, done.stderr + done.stdout
         facts = json.loads(done.stdout)
         found = {finding["check"]: finding for finding in facts["findings"]}
-        order = ["versions", "reachability", "bandwidth", "clock", "disk", "device"]
+        order = ["versions", "ports", "reachability", "bandwidth", "clock", "disk", "device"]
         assert list(found) == order
         ((_, took_ms), *_) = found["reachability"]["measured"]["diallers"][0]["ways"]
         assert took_ms is not None, "the founder dialled it through the router"
@@ -238,6 +238,6 @@ def test_a_check_up_behind_a_router(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_check_up_of_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not an invite"):
-        command_line(invite="peer2nonsense")
+        command_line(invite="nonsense")
     with pytest.raises(UserError, match="there is no peer in"):
         command_line(tmp_path)

@@ -71,7 +71,7 @@ def test_a_mapping_from_beginning_to_end(gateway: PmpGateway) -> None:
     """The router grants little and moves the port: the address follows. The port is given back."""
     told: list[str] = []
     ports = PortMap([NatPmp(gateway.address)], 7700, told.append)
-    front = Front(("tcp://192.168.0.9:7700",), ports)
+    front = Front(("tcp://0.0.0.0:7700",), ("tcp://192.168.0.9:7700",), ports)
     front.open()
     assert front.addresses() == ("tcp://127.0.0.1:7700", "tcp://192.168.0.9:7700")
     assert "no public address" in told[1]
