@@ -1,8 +1,8 @@
 """Reaching members that nobody can dial: through a member that both sides reach.
 
 A peer whose card has no addresses (it is *hidden*) is reached over the connections that it opened.
-It keeps some to its *anchors*: the members with addresses that follow a hash of its id in the order
-of ids, the same for everybody who computes it. Whoever has no connection to it sends what it has to
+It keeps some to its *anchors*: the members with addresses that come after it on a ring of hashes,
+the same for everybody who computes it. Whoever has no connection to it sends what it has to
 say to an anchor, in an envelope signed for the target. Nobody announces anything, envelopes are
 small, and a peer's anchors are as many in a swarm of ten as of a thousand (P8).
 
@@ -13,6 +13,7 @@ its answer can reach it, and relays until a direct ping is answered.
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, TypeVar
 
 from protocol.codec import RELAYED_BYTES_MAX, encode, number_of
@@ -46,6 +47,15 @@ def relay_bytes(
     """What an origin signs: the envelope, bound to run, target and place in its order."""
     numbers = epoch.to_bytes(8, "big"), count.to_bytes(8, "big")
     return digest("relay", run, origin, target, *numbers, frame)
+
+
+@lru_cache(maxsize=8_192)
+def anchor_places(run: RunId, peer: PeerId) -> tuple[bytes, ...]:
+    """Where a peer stands on the ring of anchors: at eight places, to share the work evenly. What
+    it looks for others from is the first one.
+    """
+    places = digest("anchor", run, peer)
+    return tuple(places[at : at + 4] for at in range(0, len(places), 4))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,20 +125,24 @@ class Relaying:
         self._total = ByteBucket(limits.bytes_per_s, _BURST_MS)
         self._sources = ByteRations(limits.bytes_per_s // limits.source_share, _BURST_MS)
         self._told = Ration(8, 250)
-        self._roster: Roster | None = None
-        self._listening: tuple[list[PeerId], int] = ([], -1)
+        self._roster: Roster | None = None  # of which the ring was made
+        self._ring: list[tuple[bytes, PeerId]] = []
+        self._ring_version = -1
 
     # Which way
 
     def relay_of(self, peer: bytes) -> PeerId | None:
         """Who passes on what we send to `peer`; None: it goes there by itself."""
         core, target = self._core, PeerId(peer)
+        detour = self._detours.get(target)
+        if detour is None and self._can_be_dialled(target):
+            return None
         if len(peer) != ID_BYTES or not core.is_member or target not in core.head.roster:
             return None
-        detour = self._detours.get(target)
-        if detour is not None and self._may_relay(target, detour.relay):
-            return detour.relay
-        self._end_detour(target)
+        if detour is not None:
+            if self._may_relay(target, detour.relay):
+                return detour.relay
+            self._end_detour(target)
         if self._reaches(target):
             return None
         anchors = self._anchors(target, _CANDIDATES)
@@ -165,26 +179,27 @@ class Relaying:
 
     def _anchors(self, hidden: PeerId, count: int) -> Iterator[PeerId]:
         """Members with addresses that are up, in the order in which `hidden` holds on to them."""
-        core = self._core
-        listening = self._listening_members()
-        first = bisect_left(listening, digest("anchor", core.run, hidden))
-        down, left = core.membership.down(), count
-        for at in range(len(listening)):
-            anchor = listening[(first + at) % len(listening)]
-            if anchor in down or anchor == hidden:
+        core, ring = self._core, self._ring_of_listeners()
+        first = bisect_left(ring, (anchor_places(core.run, hidden)[0], b""))
+        passed = {hidden, *core.membership.down()}
+        for at in range(len(ring)):
+            anchor = ring[(first + at) % len(ring)][1]
+            if anchor in passed:
                 continue
             yield anchor
-            left -= 1
-            if not left:
+            passed.add(anchor)
+            count -= 1
+            if not count:
                 return
 
-    def _listening_members(self) -> list[PeerId]:
+    def _ring_of_listeners(self) -> list[tuple[bytes, PeerId]]:
         core, roster = self._core, self._core.head.roster
-        found, version = self._listening
-        if roster is not self._roster or version != core.cards_version:
-            found = [peer for peer in roster.members if self._can_be_dialled(peer)]
-            self._roster, self._listening = roster, (found, core.cards_version)
-        return found
+        if roster is not self._roster or self._ring_version != core.cards_version:
+            self._roster, self._ring_version = roster, core.cards_version
+            listening = [peer for peer in roster.members if self._can_be_dialled(peer)]
+            places = ((p, peer) for peer in listening for p in anchor_places(core.run, peer))
+            self._ring = sorted(places)
+        return self._ring
 
     # As a sender
 

@@ -75,7 +75,7 @@ from protocol.messages import (
     Welcome,
     Why,
 )
-from protocol.relaying import relay_bytes
+from protocol.relaying import anchor_places, relay_bytes
 from protocol.roster import Roster
 from protocol.rounds import deadline_after_ms, ranking, tree, turn_ms
 from protocol.rules import Rules
@@ -250,8 +250,8 @@ def rounds() -> object:
     arrivals = [5_100, 5_200, 5_050, 5_900, 5_150, 5_175, 9_000, 5_120]
     ranked = ranking(RUN, 12, ROSTER)
     return {
-        "anchors": {
-            "after": {str(n): digest("anchor", RUN, KEYS[n].peer).hex() for n in range(3)},
+        "anchor_places": {
+            keys.peer.hex(): plain(anchor_places(RUN, keys.peer)) for keys in (*KEYS, NEWCOMER)
         },
         "ranking": {str(n): plain(ranking(RUN, n, ROSTER)) for n in range(4)},
         "tree": {
