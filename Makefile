@@ -7,8 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN_ROUNDS ?= 150
+CHAOS_SEED ?= 1
+CHAOS_LOGS ?= runs/chaos
 
-.PHONY: run test lint proofs fuzz simulate bench clean
+.PHONY: run test lint proofs fuzz simulate bench chaos chaos-long clean
 
 run: $(VENV)/.installed
 	$(BIN)/peer up configs/stdlib-gpt.toml --peers 4 --rounds $(RUN_ROUNDS) --churn
@@ -32,6 +34,17 @@ simulate: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	@for bench in perturb merge probe probe_memory traffic newcomer simulator; do \
 		$(BIN)/python tests/bench/$$bench.py || exit 1; done
+
+# Real processes under faults. Partitions and slow links need root, /dev/net/tun and gcc.
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python tests/chaos/chaos.py --peers 8 --minutes 3.5 --seed $(CHAOS_SEED)
+	$(BIN)/python tests/chaos/chaos.py --peers 12 --mass-kill --seed $(CHAOS_SEED)
+	$(BIN)/python tests/chaos/partition.py --quorum any --out $(CHAOS_LOGS)
+	$(BIN)/python tests/chaos/partition.py --quorum majority --out $(CHAOS_LOGS)
+
+# 40 minutes and 16 GB of memory; leave the machine alone meanwhile.
+chaos-long: $(VENV)/.installed-dev
+	$(BIN)/python tests/chaos/chaos.py --peers 32 --faults 62 --minutes 30 --seed $(CHAOS_SEED)
 
 # torch first, by itself: its exact version has a CPU build, any other can pull gigabytes.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -226,7 +226,7 @@ class Node:
         reports = Reports(post, send, watcher.note, fail, progress, merged)
         worker = TrainingWorker(trainer, place, store, snapshots, reports)
         donor = Donor(snapshots, send, post, fail, plan.node.upload_mbit * 125_000)
-        observed = ObservedWorker(worker, stats)
+        observed = ObservedWorker(worker, stats, log)
         prober = NodeProber(post, identity_keys(store.identity()))
         port = TransportPort(transport)
         shell = Shell(peer, port, store, observed, donor, watcher, prober)

@@ -76,8 +76,8 @@ class TransportPort:
 class ObservedWorker:
     """The trainer, with an eye on what goes through."""
 
-    def __init__(self, worker: Worker, stats: Stats) -> None:
-        self._worker, self._stats = worker, stats
+    def __init__(self, worker: Worker, stats: Stats, log: EventLog) -> None:
+        self._worker, self._stats, self._log = worker, stats, log
 
     def start_work(self, task: StartWork) -> None:
         self._stats.activity = "training"
@@ -88,6 +88,16 @@ class ObservedWorker:
 
     def apply(self, task: Apply) -> None:
         self._stats.closed(task.entry)
+        body = task.entry.body
+        self._log.info(
+            "round",
+            round=body.round,
+            entry=task.entry.hash,
+            closer=task.seats[body.closer],
+            contributions=len(body.lines),
+            members=len(task.seats),
+            took_ms=body.took_ms,
+        )
         self._worker.apply(task)
 
     def rebuild(self, task: Rebuild) -> None:

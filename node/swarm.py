@@ -75,7 +75,7 @@ class Swarm:
             *self._options,
         )
         log = self.folder / f"{name}.log"
-        peer = PeerProcess(name, home, log, command, _start(command, log))
+        peer = PeerProcess(name, home, log, command, start_process(command, log))
         self.peers.append(peer)
         return peer
 
@@ -83,7 +83,7 @@ class Swarm:
         """The same command in the same folder: it goes on where it was."""
         assert not peer.up
         peer.gone = ""
-        peer.process = _start(peer.command, peer.log)
+        peer.process = start_process(peer.command, peer.log)
 
     def kill(self, peer: PeerProcess) -> None:
         """kill -9."""
@@ -157,7 +157,7 @@ class Swarm:
                 peer.process.wait()
 
 
-def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+def start_process(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
         # A session of its own: Ctrl-C in the terminal reaches only the parent, which passes it on.

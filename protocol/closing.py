@@ -83,6 +83,9 @@ class _Round:
     mark: Mark
     opened_ms: Millis
     deadline_ms: Millis  # on our clock
+    # Members that were down or only just let in when it opened: they cannot have worked a whole
+    # window, so nobody waits for them. What they send in time is listed all the same.
+    excused: frozenset[PeerId] = frozenset()
     held: dict[PeerId, _Held] = field(default_factory=dict)
     mine: Contribute | None = None
     sent_to: set[PeerId] = field(default_factory=set)
@@ -135,7 +138,9 @@ class Closing:
         core = self._core
         arrivals = self._arrivals if len(self._arrivals) >= ARRIVALS_MIN else self._took
         deadline = core.now + deadline_after_ms(arrivals, core.rules)
-        return _Round(core.head, core.now, Millis(deadline))
+        new = {peer for peer, first in core.head.roster.newcomers if first == core.head.round}
+        excused = frozenset(core.membership.down() | new)
+        return _Round(core.head, core.now, Millis(deadline), excused)
 
     def restore(self, vote: Vote, mine: Contribute | None) -> None:
         """After a start: what we promised, sealed and contributed in the open round before the
@@ -338,8 +343,8 @@ class Closing:
         first_up = next(rank for rank, peer in enumerate(ranked) if peer not in down)
         if ranked[first_up] != core.me or not self._may_lead(first_up):
             return
-        unheard_down = sum(1 for peer in down if peer not in round.held)
-        missing = len(core.head.roster) - len(round.held) - unheard_down
+        excused = sum(1 for peer in down | round.excused if peer not in round.held)
+        missing = len(core.head.roster) - len(round.held) - excused
         verdict = decide(len(round.held), missing, round.deadline_ms, core.now)
         if isinstance(verdict, Close):
             self._start_lead(first_up, verdict.reason)

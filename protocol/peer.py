@@ -593,6 +593,10 @@ class Peer:
             if peer in core.cards and peer != core.me:
                 core.out.append(Connect(core.cards[peer]))
             core.note("info", "joined", peer=peer, round=entry.round)
+            if before.roster.members[entry.body.closer] == core.me:
+                core.send(
+                    peer, Closed(entry)
+                )  # it is in no tree yet, and would only learn by asking
         for departure in entry.body.departures:
             peer = before.roster.members[departure.seat]
             core.note("info", "departed", peer=peer, round=entry.round, cause=departure.cause.name)

@@ -102,6 +102,20 @@ def closed_here(door: Door, work: bytes = b"mine----") -> None:
     pytest.fail("the round did not close")
 
 
+def test_the_closer_tells_whom_it_admits() -> None:
+    """A newcomer is in no tree yet, and must not lose time by asking now and then."""
+    door = Door(ME, MEMBERS)
+    door.hear(NEW, Join(card(NEW), token(ONE)))
+    closed_here(door)
+    (applied,) = door.of(Apply)
+    assert [admission.card.peer for admission in applied.entry.body.admissions] == [NEW]
+    told = [to for to, closed in door.sent(Closed) if closed.entry.hash == applied.entry.hash]
+    assert (NEW,) in told
+    other = Door(ONE, MEMBERS)
+    other.hear(ME, Closed(applied.entry))
+    assert (NEW,) not in [to for to, _ in other.sent(Closed)]
+
+
 def test_a_liar_is_expelled_and_stays_out() -> None:
     """Two seals for one round: evidence, a departure with the proof, no way back."""
     door = Door(ME, MEMBERS)

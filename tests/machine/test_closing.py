@@ -6,7 +6,7 @@ import pytest
 
 from protocol.closing import Vote
 from protocol.codec import encode
-from protocol.entries import Entry
+from protocol.entries import Admission, Entry
 from protocol.events import Apply, Effect, GiveBack, Save, Send, StartWork, Tick, WorkDone
 from protocol.ids import Millis, PeerId
 from protocol.ledger import round_key
@@ -16,11 +16,15 @@ from protocol.messages import (
     Commit,
     Contribute,
     EntriesRequest,
+    Head,
+    Health,
     Message,
     Nack,
+    Ping,
     Prepare,
     Promise,
     Propose,
+    Rumor,
     Sync,
 )
 from protocol.peer import Saved
@@ -32,11 +36,13 @@ from tests.machine.making import (
     RULES,
     RUN,
     Door,
+    card,
     chain,
     contribution,
     entry,
     genesis,
     ids,
+    token,
 )
 
 P = ids(3)
@@ -44,6 +50,7 @@ OUTSIDER = next(peer for peer in ids(4) if peer not in P)
 START = genesis(P)
 FIRST, SECOND, THIRD = ranking(RUN, 0, Roster(P))  # who closes round 0, and its deputies
 TIP = START.hash[:8]
+HEAD = Head(0, 0, TIP)
 
 
 def after(door: Door, ms: int) -> list[Effect]:
@@ -141,6 +148,36 @@ def test_the_closer_waits_for_stragglers_until_the_deadline() -> None:
     after(door, deadline)
     (applied,) = door.of(Apply)
     assert len(applied.entry.body.lines) == 1
+
+
+def test_nobody_waits_for_who_came_back_in_mid_round() -> None:
+    """It cannot have worked a whole window; what it sends in time is listed all the same."""
+    first, second, third = ranking(RUN, 1, Roster(P))
+    door = Door(first, P)
+    door.hear(third, Ping(1, HEAD, (Rumor(second, Health.SUSPECT, 0),)))
+    door.hear(FIRST if first != FIRST else SECOND, Closed(entry(START, FIRST)))
+    assert door.mark.round == 1
+    door.hear(second, Ping(2, HEAD, (Rumor(second, Health.ALIVE, 1),)))
+    assert door.peer.membership.health(second) is Health.ALIVE
+    door.work()
+    door.hear(third, contribution(door.mark, third))
+    (applied,) = door.of(Apply)
+    assert len(applied.entry.body.lines) == 2
+
+
+def test_nobody_waits_for_a_newcomer_in_its_first_round() -> None:
+    """It hears late of the entry that let it in."""
+    admitting = entry(START, FIRST, admissions=(Admission(card(OUTSIDER), token(FIRST)),))
+    members = Roster(P).after(admitting.body)
+    closer, *others = ranking(RUN, 1, members)
+    door = Door(closer, P)
+    door.hear(others[0], Closed(admitting))
+    door.work()
+    for peer in others:
+        if peer != OUTSIDER:
+            assert door.mark.round == 1
+            door.hear(peer, contribution(door.mark, peer))
+    assert door.mark.round == 2
 
 
 def test_nothing_is_closed_on_nothing() -> None:

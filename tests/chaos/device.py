@@ -1,0 +1,46 @@
+"""A model on a make-believe accelerator: each probe takes a fixed time and next to no CPU.
+
+Dozens of peers share two cores here. If their work were bound by those cores, what a killed peer
+does not use the others would, and no loss could be seen. With this model a peer's work is bound by
+time alone, as on a machine with a GPU of its own.
+"""
+
+import time
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+PROBE_S: Final = 0.25
+_WIDTH: Final = 8
+_BYTES: Final = 256
+
+
+class Bigram(nn.Module):
+    """The next byte from the one before: 4,096 weights."""
+
+    context = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(_BYTES, _WIDTH)
+        self.head = nn.Linear(_WIDTH, _BYTES, bias=False)
+        self._passes = 0
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        # A probe is two passes; one wait for both costs half the wake-ups.
+        self._passes += 1
+        if self._passes % 2 == 0:
+            time.sleep(PROBE_S)
+        logits: Tensor = self.head(self.embed(tokens))
+        return logits
+
+
+def bigram() -> nn.Module:
+    """The same bits on every machine: small integers, no generator."""
+    model = Bigram()
+    with torch.no_grad():
+        for number, weight in enumerate(model.parameters()):
+            count = torch.arange(weight.numel()).reshape(weight.shape)
+            weight.copy_(((count * 7 + number) % 17 - 8) / 64)
+    return model

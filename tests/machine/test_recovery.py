@@ -1,0 +1,197 @@
+"""Far behind: entry by entry, or from a snapshot? By measured rates, said aloud (P7)."""
+
+from typing import Any
+
+import pytest
+
+from protocol.blobs import page_id, root_of
+from protocol.codec import CHUNK_BYTES
+from protocol.entries import Body, Entry, Line
+from protocol.events import (
+    Behind,
+    BlobOpened,
+    DropBlob,
+    Effect,
+    Event,
+    Hold,
+    Note,
+    OpenBlob,
+    Rebuild,
+    Restore,
+    StorePiece,
+    Tick,
+)
+from protocol.ids import Hash, Millis, PeerId
+from protocol.messages import BlobOffer, BlobRequest, Level, Piece, PieceRequest
+from protocol.recovery import choose
+from protocol.rules import Rules
+from protocol.snapshots import SnapshotAt, established, is_taken, named_in, naming_rounds
+from tests.machine.making import Door, ids
+
+ME, ONE, TWO, THREE = ids(4)
+COUNT = 12
+CHUNKS = [bytes([number]) * CHUNK_BYTES for number in range(COUNT)]
+
+
+class Newcomer(Door):
+    """Behind by 1,000 rounds, at so many milliseconds each."""
+
+    def __init__(self) -> None:
+        super().__init__(ME, [ONE, TWO, THREE])
+        from protocol.blobs import chunk_id
+
+        self.names = b"".join(map(chunk_id, CHUNKS))
+        self.root = root_of(COUNT * CHUNK_BYTES, self.names)
+        self.snapshot = SnapshotAt(950, self.root)
+        self.asked: list[tuple[PeerId, Level, int]] = []
+        self.notes: list[Note] = []
+
+    def on(self, event: Event) -> list[Effect]:
+        self.effects = self.peer.handle(event, Millis(self.now))
+        self._look()
+        return self.effects
+
+    def _look(self) -> None:
+        self.notes += self.of(Note)
+        for to, asked in self.sent(PieceRequest):
+            self.asked += [(PeerId(to[0]), asked.level, number) for number in asked.numbers]
+
+    def behind(self, ms: float | None, round: int = 0) -> list[Effect]:
+        return self.on(Behind(round, 1_000, ms, (self.snapshot,)))
+
+    def told(self, event: str) -> list[dict[str, Any]]:
+        return [note.fields for note in self.notes if note.event == event]
+
+    def offer(self, holder: PeerId) -> None:
+        pages = (page_id(self.names),)
+        self.hear(holder, BlobOffer(self.root, COUNT * CHUNK_BYTES, pages, None))
+        self._look()
+
+    def answer(self, most: int, each_ms: int) -> list[Effect]:
+        """Members send the next pieces, so fast; all that was wanted because of it."""
+        wanted: list[Effect] = []
+        for _ in range(most):
+            if not self.asked:
+                break
+            holder, level, number = self.asked.pop(0)
+            self.now += each_ms
+            data = self.names if level is Level.PAGE else CHUNKS[number]
+            wanted += self.hear(holder, Piece(self.root, level, number, data))
+            self._look()
+            if self.of(OpenBlob):
+                wanted += self.on(BlobOpened(self.root, bytes(2)))
+        return wanted
+
+    def start_fetch(self) -> None:
+        self.behind(100.0)
+        assert self.sent(BlobRequest)
+        self.offer(ONE)
+        self.offer(TWO)
+
+
+def test_a_short_way_is_replayed_without_a_word() -> None:
+    newcomer = Newcomer()
+    newcomer.behind(None)
+    newcomer.behind(2.0)
+    assert not newcomer.sent(BlobRequest)
+
+
+def test_a_fast_line_beats_a_slow_replay() -> None:
+    newcomer = Newcomer()
+    newcomer.start_fetch()
+    newcomer.answer(6, each_ms=10)
+    newcomer.behind(100.0, round=5)
+    (hold,) = newcomer.of(Hold)
+    (said,) = newcomer.told("catching-up")
+    assert said["way"] == "snapshot"
+    assert said["why"] == hold.reason
+    assert "995 rounds at 100.0 ms takes 100 s" in str(said["why"])
+    wanted = newcomer.answer(50, each_ms=10)
+    assert [effect for effect in wanted if isinstance(effect, Restore)] == [
+        Restore(newcomer.snapshot)
+    ]
+    stored = {effect.number for effect in wanted if isinstance(effect, StorePiece)}
+    assert len(stored) >= COUNT - 6
+    assert newcomer.told("snapshot-fetched")[0]["repeated"] == 0
+
+
+def test_a_slow_line_loses_to_a_quick_replay() -> None:
+    newcomer = Newcomer()
+    newcomer.start_fetch()
+    newcomer.answer(6, each_ms=60_000)
+    newcomer.behind(5.0, round=10)
+    assert not newcomer.of(Hold)
+    assert newcomer.of(DropBlob) == [DropBlob(newcomer.root)]
+    assert newcomer.told("catching-up")[0]["way"] == "replay"
+    newcomer.behind(5.0, round=20)
+    assert not newcomer.sent(BlobRequest), "it was refused once"
+
+
+def test_a_snapshot_that_stops_coming_is_given_up() -> None:
+    """P4: the members that had it are gone; the ledger is still there."""
+    newcomer = Newcomer()
+    newcomer.start_fetch()
+    newcomer.answer(6, each_ms=10)
+    newcomer.behind(100.0)
+    assert newcomer.of(Hold)
+    rebuilt: list[Rebuild] = []
+    for _ in range(40):
+        newcomer.now += 1_000
+        newcomer.on(Tick())
+        rebuilt += newcomer.of(Rebuild)
+    assert [task.from_scratch for task in rebuilt] == [False]
+    assert newcomer.told("catching-up")[-1]["way"] == "replay"
+
+
+def test_progress_is_told_every_two_seconds() -> None:
+    newcomer = Newcomer()
+    newcomer.start_fetch()
+    newcomer.answer(3, each_ms=700)
+    (said, *_) = newcomer.told("fetching-snapshot")
+    assert said["bytes"] == COUNT * CHUNK_BYTES
+    assert said["bytes_per_s"] is None, "too little has come to say"
+    newcomer.answer(4, each_ms=700)
+    said = newcomer.told("fetching-snapshot")[-1]
+    assert said["bytes_per_s"] == pytest.approx(CHUNK_BYTES / 0.7, rel=0.01)
+    assert said["left_s"] is not None
+
+
+def test_the_choice_names_both_ways() -> None:
+    behind = Behind(0, 1_000, 10.0, ())
+    snapshot = SnapshotAt(900, Hash(bytes(32)))
+    fast = choose(behind, snapshot, 50_000_000, 12_500.0)
+    assert fast is not None
+    assert fast.by_snapshot
+    assert "fetching 50.0 MB at 12.50 MB/s and replaying 100 rounds takes 5 s" in fast.why
+    slow = choose(behind, snapshot, 500_000_000, 12_500.0)
+    assert slow is not None
+    assert not slow.by_snapshot
+    assert choose(Behind(0, 1_000, None, ()), snapshot, 1, 1.0) is None
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 50])
+def test_each_snapshot_is_named_once_and_found_again(every: int) -> None:
+    rules = Rules(snapshot_every=every)
+    taken = [round for round in range(200) if is_taken(round, rules)]
+    named = {round: named_in(round, rules) for round in range(300)}
+    roots = [snapshot for snapshot in named.values() if snapshot is not None]
+    assert roots[: len(taken)] == taken
+    assert all(round > taken for round, taken in named.items() if taken is not None)
+    found = [round for round in range(200) if named[round] is not None]
+    assert list(naming_rounds(200, rules)) == found[::-1]
+
+
+def test_a_root_is_in_the_ledger_when_most_lines_name_it() -> None:
+    rules = Rules(snapshot_every=10)
+    right, wrong = Hash(b"r" * 32), Hash(b"w" * 32)
+
+    def after(*roots: Hash | None, round: int = 15) -> SnapshotAt | None:
+        lines = tuple(Line(n, b"8 bytes!", None, None, root) for n, root in enumerate(roots))
+        body = Body(round, Hash(bytes(32)), 0, 0, 0, lines, (), ())
+        return established(Entry(body, b"", b"", ()), rules)
+
+    assert after(right, right, wrong) == SnapshotAt(10, right)
+    assert after(right, right, None, None) is None
+    assert after(right, wrong) is None
+    assert after(None) is None
+    assert after(right, round=16) is None
