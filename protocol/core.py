@@ -109,6 +109,10 @@ class Core:
             self.out.append(Disconnect(oldest))
             self.save([Write("cards", oldest, None)])
 
+    def can_be_dialled(self, peer: PeerId) -> bool:
+        card = self.cards.get(peer)
+        return card is not None and bool(card.addresses)
+
     def set_own_card(self, card: Card) -> None:
         self.cards[self.me] = card
         self.cards_version += 1

@@ -10,19 +10,16 @@ A peer whose addresses do not work from here is found out by SWIM's indirect pin
 its answer can reach it, and relays until a direct ping is answered.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Final, TypeVar
 
+from protocol.anchors import Ring
 from protocol.codec import RELAYED_BYTES_MAX, encode, number_of
 from protocol.core import STRANGERS_MAX, Core
 from protocol.errors import RemoteError
 from protocol.ids import ID_BYTES, Hash, Millis, PeerId, RunId, digest
 from protocol.messages import Hello, Message, Ping, Refused, Relay, Unrelayed, Welcome, Why
 from protocol.ration import ByteBucket, ByteRations, Ration
-from protocol.roster import Roster
 
 ANCHORS: Final = 3
 _CANDIDATES: Final = 2 * ANCHORS  # who is asked to relay, before we give up
@@ -47,15 +44,6 @@ def relay_bytes(
     """What an origin signs: the envelope, bound to run, target and place in its order."""
     numbers = epoch.to_bytes(8, "big"), count.to_bytes(8, "big")
     return digest("relay", run, origin, target, *numbers, frame)
-
-
-@lru_cache(maxsize=8_192)
-def anchor_places(run: RunId, peer: PeerId) -> tuple[bytes, ...]:
-    """Where a peer stands on the ring of anchors: at eight places, to share the work evenly. What
-    it looks for others from is the first one.
-    """
-    places = digest("anchor", run, peer)
-    return tuple(places[at : at + 4] for at in range(0, len(places), 4))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +113,7 @@ class Relaying:
         self._total = ByteBucket(limits.bytes_per_s, _BURST_MS)
         self._sources = ByteRations(limits.bytes_per_s // limits.source_share, _BURST_MS)
         self._told = Ration(8, 250)
-        self._roster: Roster | None = None  # of which the ring was made
-        self._ring: list[tuple[bytes, PeerId]] = []
-        self._ring_version = -1
+        self._ring = Ring(core)
 
     # Which way
 
@@ -135,7 +121,7 @@ class Relaying:
         """Who passes on what we send to `peer`; None: it goes there by itself."""
         core, target = self._core, PeerId(peer)
         detour = self._detours.get(target)
-        if detour is None and self._can_be_dialled(target):
+        if detour is None and self._core.can_be_dialled(target):
             return None
         if len(peer) != ID_BYTES or not core.is_member or target not in core.head.roster:
             return None
@@ -145,14 +131,10 @@ class Relaying:
             self._end_detour(target)
         if self._reaches(target):
             return None
-        anchors = self._anchors(target, _CANDIDATES)
+        anchors = self._ring.anchors(target, _CANDIDATES)
         usable = [anchor for anchor in anchors if self._can_relay(target, anchor)]
         # The first that did not fail us lately; if all did, the one that failed us longest ago.
         return min(usable, key=lambda anchor: self._avoided_until(target, anchor), default=None)
-
-    def _can_be_dialled(self, peer: PeerId) -> bool:
-        card = self._core.cards.get(peer)
-        return card is not None and bool(card.addresses)
 
     def _reaches(self, peer: PeerId) -> bool:
         """Without a relay, as far as we know."""
@@ -160,7 +142,7 @@ class Relaying:
             return False
         heard_ms = self._direct_ms.get(peer)
         is_connected = heard_ms is not None and self._core.now - heard_ms < _DIRECT_MS
-        return is_connected or self._can_be_dialled(peer)
+        return is_connected or self._core.can_be_dialled(peer)
 
     def _can_relay(self, target: PeerId, relay: PeerId) -> bool:
         core = self._core
@@ -176,30 +158,6 @@ class Relaying:
 
     def _may_relay(self, target: PeerId, relay: PeerId) -> bool:
         return self._can_relay(target, relay) and self._avoided_until(target, relay) == 0
-
-    def _anchors(self, hidden: PeerId, count: int) -> Iterator[PeerId]:
-        """Members with addresses that are up, in the order in which `hidden` holds on to them."""
-        core, ring = self._core, self._ring_of_listeners()
-        first = bisect_left(ring, (anchor_places(core.run, hidden)[0], b""))
-        passed = {hidden, *core.membership.down()}
-        for at in range(len(ring)):
-            anchor = ring[(first + at) % len(ring)][1]
-            if anchor in passed:
-                continue
-            yield anchor
-            passed.add(anchor)
-            count -= 1
-            if not count:
-                return
-
-    def _ring_of_listeners(self) -> list[tuple[bytes, PeerId]]:
-        core, roster = self._core, self._core.head.roster
-        if roster is not self._roster or self._ring_version != core.cards_version:
-            self._roster, self._ring_version = roster, core.cards_version
-            listening = [peer for peer in roster.members if self._can_be_dialled(peer)]
-            places = ((p, peer) for peer in listening for p in anchor_places(core.run, peer))
-            self._ring = sorted(places)
-        return self._ring
 
     # As a sender
 
@@ -258,7 +216,7 @@ class Relaying:
             return
         while len(self._detours) > len(core.head.roster):
             self._end_detour(next(iter(self._detours)))
-        if self._can_be_dialled(peer):
+        if self._core.can_be_dialled(peer):
             self._broken[peer] = None
         self._detours[peer] = _Detour(relay, core.now + patience_ms, patience_ms)
 
@@ -381,7 +339,7 @@ class Relaying:
 
     @property
     def _is_hidden(self) -> bool:
-        return not self._can_be_dialled(self._core.me)
+        return not self._core.can_be_dialled(self._core.me)
 
     def tick(self) -> None:
         core = self._core
@@ -401,7 +359,7 @@ class Relaying:
     def _attach(self) -> None:
         """Keep connections to our anchors; beyond those that are silent, to the next ones."""
         core, holding = self._core, 0
-        for anchor in self._anchors(core.me, _CANDIDATES):
+        for anchor in self._ring.anchors(core.me, _CANDIDATES):
             core.send(anchor, core.membership.ping(anchor))
             heard_ms = self._direct_ms.get(anchor)
             holding += heard_ms is not None and core.now - heard_ms <= 2 * _ATTACH_MS

@@ -11,6 +11,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
+from protocol.anchors import anchor_places
 from protocol.codec import encode, encode_body, number_of
 from protocol.entries import (
     Admission,
@@ -75,7 +76,7 @@ from protocol.messages import (
     Welcome,
     Why,
 )
-from protocol.relaying import anchor_places, relay_bytes
+from protocol.relaying import relay_bytes
 from protocol.roster import Roster
 from protocol.rounds import deadline_after_ms, ranking, tree, turn_ms
 from protocol.rules import Rules
