@@ -54,7 +54,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) -e '.[hf,data,gpu,dev]'
+	$(PIP) -e '.[hf,data,gpu,upnp,dev]'
 	touch $@
 
 clean:

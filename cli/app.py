@@ -4,7 +4,20 @@ import sys
 
 import typer
 
-from cli import apply, check, export, generate, invite, join, leave, simulate, start, status, up
+from cli import (
+    apply,
+    check,
+    doctor,
+    export,
+    generate,
+    invite,
+    join,
+    leave,
+    simulate,
+    start,
+    status,
+    up,
+)
 from cli.console import ExitCode, complain
 
 EPILOG = "\n\n".join(["Exit codes:", *(f"{code.value}  {code.meaning}" for code in ExitCode)])
@@ -24,6 +37,7 @@ app.command("start")(start.start)
 app.command("join")(join.join)
 app.command("invite")(invite.invite)
 app.command("status")(status.status)
+app.command("doctor")(doctor.doctor)
 app.command("leave")(leave.leave)
 app.command("generate")(generate.generate)
 app.command("check")(check.check)

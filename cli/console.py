@@ -21,6 +21,7 @@ class ExitCode(Enum):
     DIFFERENT = 3, "the model, the data or a digest is not the one of the run"
     NOT_ADMITTED = 4, "nobody let us in"
     NOT_RUNNING = 5, "no peer is running here"
+    UNHEALTHY = 6, "`peer doctor` found a problem"
     INTERRUPTED = 130, "stopped at once by Ctrl-C, twice"
 
     def __new__(cls, code: int, meaning: str) -> "ExitCode":
@@ -45,6 +46,9 @@ ListenOption = Annotated[
 ]
 AdvertiseOption = Annotated[
     list[str] | None, typer.Option("--advertise", help="tcp://HOST:PORT that others should dial.")
+]
+MapPortOption = Annotated[
+    bool, typer.Option("--map-port", help="Ask the router to forward a port (NAT-PMP, UPnP).")
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads to use.")]

@@ -12,6 +12,7 @@ from cli.console import (
     DeviceOption,
     HomeOption,
     ListenOption,
+    MapPortOption,
     ModelOption,
     Teller,
     ThreadsOption,
@@ -32,6 +33,7 @@ def join(
     home: HomeOption = None,
     listen: ListenOption = None,
     advertise: AdvertiseOption = None,
+    map_port: MapPortOption = False,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     model: ModelOption = None,
@@ -66,6 +68,7 @@ def join(
         threads=threads,
         model=model,
         data=data,
+        map_port=map_port,
     )
     if home is None:
         assert parsed is not None

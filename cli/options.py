@@ -16,6 +16,7 @@ def node_config(
     threads: int | None,
     model: str | None,
     data: list[str] | None,
+    map_port: bool = False,
 ) -> "NodeConfig":
     """Raises ConfigError."""
     from node.config import NodeConfig
@@ -32,6 +33,8 @@ def node_config(
         changes["data"] = tuple(str(Path(path).resolve()) for path in data)
     if device is not None:
         changes["device"] = device
+    if map_port:
+        changes["map_port"] = True
     if threads is not None:
         changes["threads"] = threads
     for address in (*changes.get("listen", ()), *changes.get("advertise", ())):

@@ -11,6 +11,7 @@ from cli.console import (
     DeviceOption,
     HomeOption,
     ListenOption,
+    MapPortOption,
     ModelOption,
     Teller,
     ThreadsOption,
@@ -22,6 +23,7 @@ def start(
     home: HomeOption = None,
     listen: ListenOption = None,
     advertise: AdvertiseOption = None,
+    map_port: MapPortOption = False,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     model: ModelOption = None,
@@ -46,6 +48,7 @@ def start(
         threads=threads,
         model=model,
         data=data,
+        map_port=map_port,
     )
     place = home or default_home(run_file.name)
     plan = Plan(

@@ -15,6 +15,18 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
         return
     for name, value in lines(facts):
         print(f"{name:<14}{value}")
+    for member in facts["members"]:
+        print(f"{'  ' + member['peer'][:8]:<14}{member['health']}, {way_to(member)}")
+
+
+def way_to(member: dict[str, Any]) -> str:
+    """How a member is reached."""
+    if member["reached"] == "self":
+        return "this peer"
+    if member["reached"] == "relay":
+        return f"reached through {member['through'][:8]}"
+    words = {"direct": "reached directly", "inbound": "reached over its own connection"}
+    return words.get(member["reached"], "not reached yet")
 
 
 def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -32,7 +44,8 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("training loss", known(facts["train_loss"], "{:.4f}")),
         ("rate", known(facts["work_per_s"], "{:.1f} probes/s by all")),
         ("traffic", f"{size(facts['bytes_per_s'])}/s, {size(facts['bytes_out'])} sent in all"),
-        ("members", f"{up} of {len(members)} up"),
+        ("relayed", f"{facts['relayed']} messages, {size(facts['relayed_bytes'])} for others"),
         ("digest", f"{facts['state'] or 'unknown'} at round {known(facts['state_round'])}"),
         ("disk", size(facts["disk_bytes"])),
+        ("members", f"{up} of {len(members)} up"),
     ]

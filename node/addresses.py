@@ -119,10 +119,11 @@ class Resolver:
     def _run(self) -> None:
         while (asked := self._asked.get()) is not None:
             address, done = asked
-            done(_look_up(address))
+            done(look_up(address))
 
 
-def _look_up(address: Address) -> Address | None:
+def look_up(address: Address) -> Address | None:
+    """The address with an IP for its host's name; None if it has none. Blocks."""
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):

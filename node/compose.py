@@ -2,12 +2,11 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import uvloop
 
 from node import bootstrap
@@ -15,12 +14,16 @@ from node.bootstrap import Knocker, Membership
 from node.build import Workshop
 from node.config import NodeConfig, RunFile
 from node.control import ControlServer
+from node.curve import identity_keys
 from node.donor import Donor
 from node.driver import Driver, NodeWatcher, ObservedWorker, TransportPort, now_ms
 from node.errors import ConfigError, UserError
+from node.examine import examine
+from node.front import Front, advertised, check, port_map
 from node.metrics import Endpoint, Metrics
 from node.offline import keep_settings
 from node.perform import Shell
+from node.prober import NodeProber
 from node.snapshots import Snapshots
 from node.stats import Stats
 from node.store import Store
@@ -28,13 +31,14 @@ from node.telemetry import EventLog
 from node.transport_zmq import Inbound, ZmqTransport
 from node.worker import Place, Reports, TrainingWorker
 from protocol.codec import encode
-from protocol.events import Started, StopAsked
+from protocol.events import MoveAsked, Started, StopAsked
 from protocol.identity import Identity
 from protocol.ids import Hash, PeerId, short
 from protocol.invites import Contact, Invite, encode_invite, mint_token
 from protocol.ledger import Judge, Mark, Write
 from protocol.messages import Health, Message
 from protocol.peer import Peer
+from protocol.relaying import RelayLimits
 from protocol.restore import restore, saved_cards
 from protocol.roster import Roster
 
@@ -85,6 +89,7 @@ class Node:
 
     def _run(self, store: Store, log: EventLog) -> None:
         plan = self._plan
+        check(plan.node)
         identity = Identity(store.identity())
         kept = bootstrap.remembered(store)
         if plan.invite is not None and kept is not None:
@@ -102,16 +107,19 @@ class Node:
             on_failure=self._driver.fail,
         )
         bound = transport.start()
+        mapped = port_map(plan.node, bound, self._tell)
+        front = Front(bound, plan.node.advertise or advertised(bound), mapped)
         try:
-            addresses = plan.node.advertise or advertised(bound)
+            front.open()
             if kept is None:
                 assert plan.invite is not None
-                kept = self._join(store, plan.invite, identity, transport, addresses)
+                kept = self._join(store, plan.invite, identity, transport, front.addresses())
             settings = keep_settings(plan.node, plan.root)
             store.commit([Write("meta", b"settings", settings)])
             workshop = self._open(kept)
-            self._serve(store, log, identity, kept, workshop, transport, addresses)
+            self._serve(store, log, identity, kept, workshop, transport, front)
         finally:
+            front.close()
             transport.close()
 
     def _receive(self, batch: list[Inbound]) -> None:
@@ -177,7 +185,7 @@ class Node:
         kept: Membership,
         workshop: Workshop,
         transport: ZmqTransport,
-        addresses: Sequence[str],
+        front: Front,
     ) -> None:
         plan, manifest, run = self._plan, kept.manifest, kept.run
         rules = manifest.rules.rules()
@@ -188,7 +196,16 @@ class Node:
         metrics = Metrics()
         stats = Stats(trainer.method.weigh, metrics)
         peer = Peer(
-            run, rules, identity, founders, kept.raw, judge, os.urandom(16), now_ms(), saved
+            run,
+            rules,
+            identity,
+            founders,
+            kept.raw,
+            judge,
+            os.urandom(16),
+            now_ms(),
+            saved,
+            relay_limits=RelayLimits(plan.node.relay_bytes_per_s),
         )
 
         def progress(what: str, done: int, total: int) -> None:
@@ -210,21 +227,44 @@ class Node:
         worker = TrainingWorker(trainer, place, store, snapshots, reports)
         donor = Donor(snapshots, send, post, fail, plan.node.upload_mbit * 125_000)
         observed = ObservedWorker(worker, stats, log)
-        shell = Shell(peer, TransportPort(transport), store, observed, donor, watcher)
-        card = bootstrap.next_card(store, run, identity, addresses)
+        prober = NodeProber(post, identity_keys(store.identity()))
+        port = TransportPort(transport)
+        shell = Shell(peer, port, store, observed, donor, watcher, prober)
+        card = bootstrap.next_card(store, run, identity, front.addresses())
         status = _Status(
-            self, peer, stats, transport, kept, identity, workshop, card.addresses, snapshots, donor
+            self,
+            peer,
+            stats,
+            transport,
+            kept,
+            identity,
+            workshop,
+            prober,
+            front.bound,
+            card.addresses,
+            snapshots,
+            donor,
         )
+
+        def each_second() -> None:
+            status.count_traffic()
+            if front.addresses() != status.addresses:
+                card = bootstrap.next_card(store, run, identity, front.addresses())
+                status.addresses = card.addresses
+                post(MoveAsked(card))
+
         cards = tuple(card for card in saved_cards(store) if card.peer != identity.peer)
         for known in cards:
             transport.set_peer(known.peer, known.addresses)
         self._driver.post(Started(card, cards, kept.token))
         worker.start()
         donor.start()
-        self._tell(f"peer {short(identity.peer)} is up on {', '.join(addresses) or 'no address'}")
+        front.keep()
+        where = ", ".join(card.addresses) or "no address"
+        self._tell(f"peer {short(identity.peer)} is up on {where}")
         endpoint = _endpoint(plan.node, metrics)
         try:
-            uvloop.run(self._loop(peer, shell, watcher, stats, status))
+            uvloop.run(self._loop(peer, shell, watcher, stats, status, each_second))
         except UserError:
             raise
         except Exception as error:
@@ -237,13 +277,19 @@ class Node:
             worker.close(_CLOSE_S)
 
     async def _loop(
-        self, peer: Peer, shell: Shell, watcher: NodeWatcher, stats: Stats, status: "_Status"
+        self,
+        peer: Peer,
+        shell: Shell,
+        watcher: NodeWatcher,
+        stats: Stats,
+        status: "_Status",
+        each_second: Callable[[], None],
     ) -> None:
         control = ControlServer(self._plan.home, status.answer)
         await control.start()
         try:
             self._offer_invite(status)
-            halt = await self._driver.run(peer, shell, watcher, stats, status.count_traffic)
+            halt = await self._driver.run(peer, shell, watcher, stats, each_second)
             if not halt.clean:
                 hint = "give each process a home of its own; more in events.jsonl"
                 raise HaltedError(f"this peer stopped: {halt.reason}", hint)
@@ -283,22 +329,26 @@ class _Status:
         kept: Membership,
         identity: Identity,
         workshop: Workshop,
+        prober: NodeProber,
+        bound: tuple[str, ...],
         addresses: tuple[str, ...],
         snapshots: Snapshots,
         donor: Donor,
     ) -> None:
-        self._addresses = addresses
+        self.addresses, self._bound, self._prober = addresses, bound, prober
         self._snapshots, self._donor = snapshots, donor
         self._node, self._peer, self._stats = node, peer, stats
         self._transport, self._kept, self._identity = transport, kept, identity
         self._workshop = workshop
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, request: dict[str, Any]) -> dict[str, Any] | Awaitable[dict[str, Any]]:
         match request["do"]:
             case "status":
                 return self.status()
             case "invite":
                 return {"invite": self.invite(float(request["days"]))}
+            case "doctor":
+                return self.examine()
             case "leave":
                 self._node.stop()
                 return {"leaving": True}
@@ -311,7 +361,7 @@ class _Status:
             raise InviteError("an invite lasts more than 0 and at most 3650 days", "pass --days 7")
         expires_s = int(time.time() + days * 86_400)
         token = mint_token(self._identity, self._kept.run, expires_s, os.urandom(8))
-        contacts = [Contact(self._identity.peer, self._addresses)]
+        contacts = [Contact(self._identity.peer, self.addresses)]
         for member in self._peer.membership.others_up():
             addresses = self._peer.card_addresses(member)
             if addresses and len(contacts) < _INVITE_CONTACTS:
@@ -323,6 +373,29 @@ class _Status:
                 "pass --listen tcp://0.0.0.0:7700, or ask a member that can be dialled",
             )
         return encode_invite(Invite(self._kept.run, self._kept.door, reachable, token))
+
+    async def examine(self) -> dict[str, Any]:
+        """Asks those that are reached without a relay, connected ones first."""
+        paths = self._transport.counters().paths
+        up = [member for member in self._peer.membership.others_up() if self._is_alive(member)]
+        direct = [member for member in up if self._peer.relay_of(member) is None]
+        asked = sorted(direct or up, key=lambda member: (member not in paths, member))
+        examined = await examine(self._prober, asked, dialled=bool(self.addresses))
+        places = {"bound": list(self._bound), "addresses": list(self.addresses)}
+        return {**places, **examined.as_json()}
+
+    def _is_alive(self, peer: PeerId) -> bool:
+        return self._peer.membership.health(peer) is Health.ALIVE
+
+    def _reached(self, peer: PeerId, paths: Mapping[bytes, str]) -> dict[str, str | None]:
+        """Over whose connection, or through whom; "unknown" before there was any."""
+        if peer == self._identity.peer:
+            return {"reached": "self", "through": None}
+        relay = self._peer.relay_of(peer)
+        if relay is not None:
+            return {"reached": "relay", "through": relay.hex()}
+        way = {"dial": "direct", "route": "inbound"}.get(paths.get(peer, ""), "unknown")
+        return {"reached": way, "through": None}
 
     def count_traffic(self) -> None:
         counters = self._transport.counters()
@@ -356,7 +429,7 @@ class _Status:
             "pid": os.getpid(),
             "home": str(self._node.home),
             "uptime_s": round(self._node.uptime_s, 1),
-            "addresses": list(self._addresses),
+            "addresses": list(self.addresses),
             "device": str(self._workshop.device),
             "method": manifest.method.name,
             "quorum": manifest.rules.quorum,
@@ -370,6 +443,7 @@ class _Status:
                     "peer": member.hex(),
                     "health": self._health(member),
                     "addresses": list(peer.card_addresses(member)),
+                    **self._reached(member, counters.paths),
                 }
                 for member in head.roster.members
             ],
@@ -378,6 +452,11 @@ class _Status:
             "messages_in": total.messages_in,
             "messages_out": total.messages_out,
             "dropped": {str(cause): n for cause, n in counters.dropped.items() if n},
+            "relayed": peer.relay_counts.relayed,
+            "relayed_bytes": peer.relay_counts.relayed_bytes,
+            "relay_refused": {
+                why.name.lower(): n for why, n in peer.relay_counts.refused.items() if n
+            },
             "refused_handshakes": counters.refused_handshakes,
             "faults": sum(peer.faults.values()),
             "disk_bytes": _folder_bytes(self._node.home),
@@ -396,29 +475,6 @@ def _door_of(plan: Plan) -> bytes:
             f"{plan.home} belongs to no run yet", "found one with `peer start`, or `peer join` one"
         )
     return plan.invite.door
-
-
-def advertised(bound: Sequence[str]) -> tuple[str, ...]:
-    """What others may dial: a wildcard address stands for every address of this machine."""
-    found: list[str] = []
-    for address in bound:
-        host, _, port = address.removeprefix("tcp://").rpartition(":")
-        if host in ("0.0.0.0", "[::]", "*"):
-            found += [f"tcp://{ip}:{port}" for ip in _own_addresses()]
-        else:
-            found.append(address)
-    return tuple(dict.fromkeys(found))[:8]
-
-
-def _own_addresses() -> list[str]:
-    """IPv4 addresses, those that only this machine can reach last."""
-    addresses = [
-        entry.address
-        for entries in psutil.net_if_addrs().values()
-        for entry in entries
-        if entry.family.name == "AF_INET"
-    ]
-    return sorted(addresses, key=lambda ip: (ip.startswith("127."), ip))
 
 
 def write_invite(path: Path, invite: str) -> None:

@@ -68,6 +68,12 @@ class NodeConfig(_Table):
     """Where to listen; an empty list means that nobody can dial this peer, and it dials others."""
     advertise: tuple[str, ...] = ()
     """What to tell others to dial; left out, this machine's own addresses."""
+    map_port: bool = False
+    """Ask the router to forward a port to this peer (NAT-PMP, then UPnP)."""
+    gateway: str | None = None
+    """The router to ask: its address, or the URL of its UPnP description; left out, look for it."""
+    relay_bytes_per_s: Annotated[int, Field(ge=0)] = 1 << 20
+    """How much to carry for members that cannot reach each other; 0: nothing."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     kernels: Literal["auto", "reference", "cpu", "gpu"] = "auto"

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,7 @@ _LINE_BYTES_MAX: Final = 1 << 20
 _PATH_BYTES_MAX: Final = 100  # the kernel's limit on a socket's path is 107
 _WAIT_S: Final = 10.0
 
-Answer = Callable[[dict[str, Any]], dict[str, Any]]
+Answer = Callable[[dict[str, Any]], dict[str, Any] | Awaitable[dict[str, Any]]]
 
 
 class NotRunning(UserError):
@@ -53,7 +53,8 @@ class ControlServer:
         try:
             line = await asyncio.wait_for(reader.readline(), _WAIT_S)
             try:
-                reply = self._answer(json.loads(line))
+                answer = self._answer(json.loads(line))
+                reply = answer if isinstance(answer, dict) else await answer
             except UserError as error:
                 reply = {"error": error.message, "hint": error.hint}
             except (ValueError, KeyError, TypeError) as error:

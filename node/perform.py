@@ -1,16 +1,18 @@
 """Grant a peer's wishes: one match over its effects, in order."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
-from node.ports import Blobs, Disk, Transport, Watcher, Worker
+from node.ports import Blobs, Disk, NoProber, Prober, Transport, Watcher, Worker
 from protocol.codec import encode
 from protocol.events import (
+    Answer,
     Apply,
     Connect,
     Disconnect,
     DropBlob,
+    EchoBack,
     Effect,
     GiveBack,
     Halt,
@@ -30,8 +32,9 @@ from protocol.events import (
     StopWork,
     StorePiece,
     TakeChecks,
+    TryDial,
 )
-from protocol.messages import Entries
+from protocol.messages import Echoed, Entries
 from protocol.peer import Peer
 from protocol.restore import entries_after, unlisted
 
@@ -46,6 +49,7 @@ class Shell:
     worker: Worker
     blobs: Blobs
     watcher: Watcher
+    prober: Prober = field(default_factory=NoProber)
 
 
 def perform(effects: Iterable[Effect], shell: Shell) -> None:
@@ -57,7 +61,7 @@ def perform(effects: Iterable[Effect], shell: Shell) -> None:
             case Send():
                 frame = encode(effect.message)
                 for to in effect.to:
-                    shell.transport.send(to, frame)
+                    _send(shell, to, frame)
             case Save():
                 shell.disk.commit(effect.writes)
             case Connect():
@@ -75,9 +79,17 @@ def perform(effects: Iterable[Effect], shell: Shell) -> None:
             case GiveBack():
                 shell.worker.give_back(effect.round, effect.payload)
             case ServeEntries():
-                found = entries_after(shell.disk, effect.locators)
+                room = shell.peer.reply_bytes_max(effect.to) // 2
+                found = entries_after(shell.disk, effect.locators, room)
                 reply = Entries(found, shell.peer.ledger.summary())
-                shell.transport.send(effect.to, encode(reply))
+                _send(shell, effect.to, encode(reply))
+            case TryDial():
+                shell.prober.try_dial(effect)
+            case EchoBack():
+                wall_ms, filler = shell.prober.echo(effect)
+                _send(shell, effect.to, encode(Echoed(effect.sequence, wall_ms, filler)))
+            case Answer():
+                shell.prober.answered(effect)
             case OfferBlob():
                 shell.blobs.offer(effect.to, effect.root)
             case ServePieces():
@@ -104,6 +116,12 @@ def perform(effects: Iterable[Effect], shell: Shell) -> None:
                 shell.watcher.halt(effect)
             case _:
                 assert_never(effect)
+
+
+def _send(shell: Shell, to: bytes, frame: bytes) -> None:
+    """By itself, or through a relay."""
+    for hop, data in shell.peer.route(to, frame):
+        shell.transport.send(hop, data)
 
 
 def _rebuild(task: Rebuild, shell: Shell) -> None:

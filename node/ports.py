@@ -7,7 +7,9 @@ from typing import Protocol
 
 from protocol.entries import Card
 from protocol.events import (
+    Answer,
     Apply,
+    EchoBack,
     Halt,
     Hold,
     Note,
@@ -20,6 +22,7 @@ from protocol.events import (
     StartWork,
     StorePiece,
     TakeChecks,
+    TryDial,
 )
 from protocol.ids import Hash, PeerId
 from protocol.ledger import Write
@@ -93,3 +96,28 @@ class Watcher(Protocol):
     def note(self, note: Note) -> None: ...
 
     def halt(self, halt: Halt) -> None: ...
+
+
+class Prober(Protocol):
+    """Tries out connections and clocks, for members who examine theirs."""
+
+    def try_dial(self, task: TryDial) -> None: ...
+
+    def echo(self, task: EchoBack) -> tuple[int, bytes]:
+        """Unix time in milliseconds, and as many bytes as are wanted."""
+        ...
+
+    def answered(self, answer: Answer) -> None: ...
+
+
+class NoProber:
+    """Where nobody examines anything."""
+
+    def try_dial(self, task: TryDial) -> None:
+        pass
+
+    def echo(self, task: EchoBack) -> tuple[int, bytes]:
+        return 0, bytes(task.want)
+
+    def answered(self, answer: Answer) -> None:
+        pass

@@ -54,10 +54,11 @@ class Swarm:
         self.invite_file.unlink(missing_ok=True)
         return self._spawn("start", str(self._config))
 
-    def join(self, wait_s: int = 120) -> PeerProcess:
-        return self._spawn("join", "--wait", str(wait_s))
+    def join(self, wait_s: int = 120, listen: str = "tcp://127.0.0.1:0") -> PeerProcess:
+        """`listen`: "none" for a peer that nobody can dial."""
+        return self._spawn("join", "--wait", str(wait_s), listen=listen)
 
-    def _spawn(self, *arguments: str) -> PeerProcess:
+    def _spawn(self, *arguments: str, listen: str = "tcp://127.0.0.1:0") -> PeerProcess:
         name = f"p{len(self.peers) + 1}"
         home = self.folder / name
         command = (
@@ -68,7 +69,7 @@ class Swarm:
             "--home",
             str(home),
             "--listen",
-            "tcp://127.0.0.1:0",
+            listen,
             "--invite-file",
             str(self.invite_file),
             *self._options,

@@ -108,6 +108,13 @@ class Link:
         ours_wins = me < self.peer or self.as_guest or self.is_route_silent(now_ms, limits)
         return Path.DIAL if ours_wins else Path.ROUTE
 
+    def connected(self) -> str:
+        """Over whose connection it is reached, for people; "" if there is none."""
+        dial = self.dial
+        if dial is not None and dial.up:
+            return Path.DIAL.value
+        return Path.ROUTE.value if self.routes else ""
+
     def wants_dial(self, now_ms: int, limits: TransportLimits) -> bool:
         """Something is waiting, and no connection is there or the one there looks dead."""
         if self.dial is not None or not self.addresses or now_ms < self.not_before_ms:

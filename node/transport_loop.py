@@ -141,6 +141,7 @@ class TransportLoop:
             refused_handshakes=self._gate.refused,
             dials=self._dials.count,
             routes=sum(1 for link in links if link.routes),
+            paths={link.peer: path for link in links if (path := link.connected())},
         )
 
     # -- orders ------------------------------------------------------------------------------------

@@ -108,6 +108,7 @@ class TransportCounters:
     refused_handshakes: int
     dials: int  # connections that we are holding or trying to open
     routes: int  # peers reached over connections that they opened
+    paths: Mapping[bytes, str]  # peer -> "dial" or "route"; those without a connection are left out
 
 
 @dataclass(slots=True)

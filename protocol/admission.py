@@ -75,7 +75,8 @@ class Admissions:
 
     def _some_members(self) -> list[PeerId]:
         core = self._core
-        known = sorted(peer for peer in core.cards if peer != core.me)
+        others = sorted(peer for peer in core.cards if peer != core.me)
+        known = [peer for peer in others if core.cards[peer].addresses] or others
         members = [peer for peer in known if peer in core.head.roster]
         return core.dice.pick(members or known, core.rules.collectors)
 

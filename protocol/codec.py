@@ -34,6 +34,10 @@ from protocol.messages import (
     Closed,
     Commit,
     Contribute,
+    DialBack,
+    DialledBack,
+    Echo,
+    Echoed,
     Entries,
     EntriesRequest,
     Evidence,
@@ -57,10 +61,14 @@ from protocol.messages import (
     Promise,
     Propose,
     Refused,
+    Relay,
     Rumor,
     Sync,
+    Unrelayed,
     View,
+    Way,
     Welcome,
+    Why,
 )
 from protocol.wire import (
     FLAG,
@@ -90,6 +98,8 @@ MAP_BYTES_MAX: Final = 2 << 20
 PIECES_MAX: Final = 64
 CHECKS_BYTES_MAX: Final = 3 << 20
 MENDED_MAX: Final = 8
+RELAYED_BYTES_MAX: Final = 256 << 10
+FILLER_BYTES_MAX: Final = 64 << 10
 
 
 def unpack(raw: bytes) -> Any:  # noqa: ANN401 - whatever msgpack finds
@@ -140,6 +150,10 @@ _NUMBER: Final = uint(U32)
 _LEVEL: Final[Field[Level]] = converted(uint(255), Level, int)
 _MENDED: Final[Field[tuple[int, bytes]]] = pair(_NUMBER, blob(1, CHUNK_BYTES))
 
+_WAY: Final = record(Way, text(256), optional(uint(U32)))
+_WHY: Final[Field[Why]] = converted(uint(255), Why, int)
+_FILLER: Final[Field[bytes]] = blob(0, FILLER_BYTES_MAX)
+
 # The table of kinds. A number, once given, keeps its meaning for as long as VERSION stays.
 _KINDS: Final[dict[int, tuple[type, Field[Any]]]] = {
     1: (Hello, record(Hello, CARD, _TOKEN)),
@@ -187,6 +201,15 @@ _KINDS: Final[dict[int, tuple[type, Field[Any]]]] = {
     26: (PieceRefused, record(PieceRefused, HASH, _LEVEL, many(_NUMBER, PIECES_MAX), uint(60_000))),
     27: (MendRequest, record(MendRequest, ROUND, HASH, blob(8, CHECKS_BYTES_MAX))),
     28: (Mend, record(Mend, ROUND, HASH, uint(U32), many(_MENDED, MENDED_MAX))),
+    34: (
+        Relay,
+        record(Relay, PEER, PEER, uint(U64), uint(U64), blob(3, RELAYED_BYTES_MAX), SIGNATURE),
+    ),
+    35: (Unrelayed, record(Unrelayed, PEER, _WHY)),
+    36: (DialBack, record(DialBack, _SEQUENCE)),
+    37: (DialledBack, record(DialledBack, _SEQUENCE, many(_WAY, 8))),
+    38: (Echo, record(Echo, _SEQUENCE, uint(FILLER_BYTES_MAX), _FILLER)),
+    39: (Echoed, record(Echoed, _SEQUENCE, uint(U64), _FILLER)),
 }
 _NUMBERS: Final = {cls: number for number, (cls, _) in _KINDS.items()}
 
@@ -195,6 +218,11 @@ def encode(message: Message) -> bytes:
     """The frame of a message."""
     number = _NUMBERS[type(message)]
     return bytes((VERSION, number)) + bytes(msgpack.packb(_KINDS[number][1].write(message)))
+
+
+def number_of(kind: type) -> int:
+    """The byte that stands for a kind of message."""
+    return _NUMBERS[kind]
 
 
 def kind_of(frame: bytes) -> type:

@@ -39,6 +39,7 @@ class Core:
     manifest: bytes
     now: Millis
     cards: dict[PeerId, Card] = field(default_factory=dict)  # newest known of each peer
+    cards_version: int = 0  # rises when a card changes
     out: list[Effect] = field(default_factory=list)
     faults: dict[bytes, int] = field(default_factory=dict)  # bad messages by sender
     answers: Ration = field(default_factory=lambda: Ration(_ANSWERS_BURST, _ANSWERS_EVERY_MS))
@@ -104,6 +105,7 @@ class Core:
         if card.peer == self.me or (known is not None and known.sequence >= card.sequence):
             return
         self.cards[card.peer] = card
+        self.cards_version += 1
         self.out.append(Connect(card))
         self.save([Write("cards", card.peer, encode_card(card))])
         if known is None and len(self.cards) > len(self.head.roster) + STRANGERS_MAX:
@@ -116,11 +118,21 @@ class Core:
         oldest = next((p for p in self.cards if p not in roster and p not in kept), None)
         if oldest is not None:
             del self.cards[oldest]
+            self.cards_version += 1
             self.out.append(Disconnect(oldest))
             self.save([Write("cards", oldest, None)])
 
+    def can_be_dialled(self, peer: PeerId) -> bool:
+        card = self.cards.get(peer)
+        return card is not None and bool(card.addresses)
+
+    def can_fetch_from(self, peer: PeerId) -> bool:
+        """Chunks take no relay: one of the two must be able to dial the other."""
+        return peer in self.cards and (self.can_be_dialled(peer) or self.can_be_dialled(self.me))
+
     def set_own_card(self, card: Card) -> None:
         self.cards[self.me] = card
+        self.cards_version += 1
         self.save([Write("cards", self.me, encode_card(card))])
 
     def collectors(self) -> list[PeerId]:

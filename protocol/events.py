@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from protocol.entries import Attachment, Card, Entry, Token
 from protocol.ids import Hash, PeerId
 from protocol.ledger import Write
-from protocol.messages import Level, Locator, Message
+from protocol.messages import (
+    DialBack,
+    DialledBack,
+    Echo,
+    Echoed,
+    Level,
+    Locator,
+    Message,
+    Way,
+)
 from protocol.snapshots import SnapshotAt
 
 # Events
@@ -66,6 +75,23 @@ class MoveAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """Put a question to a member; what comes back is an `Answer`."""
+
+    to: PeerId
+    message: DialBack | Echo
+
+
+@dataclass(frozen=True, slots=True)
+class Dialled:
+    """What came of `TryDial`."""
+
+    to: PeerId
+    sequence: int
+    ways: tuple[Way, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Behind:
     """The replicated state stands at `round`, being brought to `target` entry by entry."""
 
@@ -116,6 +142,8 @@ Event = (
     | BlobOpened
     | ChecksTaken
     | Patched
+    | Ask
+    | Dialled
 )
 
 # Effects, to be performed in the order given. What `Save` asks for is on disk before the next
@@ -293,6 +321,32 @@ class Patch:
 
 
 @dataclass(frozen=True, slots=True)
+class TryDial:
+    """Open a fresh connection to each address of this card, and say with `Dialled` what worked."""
+
+    to: PeerId
+    sequence: int
+    card: Card
+
+
+@dataclass(frozen=True, slots=True)
+class EchoBack:
+    """Send `Echoed` with the time of day and so many bytes."""
+
+    to: PeerId
+    sequence: int
+    want: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To what `Ask` asked."""
+
+    source: PeerId
+    message: DialledBack | Echoed
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """Something that a person or a metric should know."""
 
@@ -330,6 +384,9 @@ Effect = (
     | TakeChecks
     | ServeMend
     | Patch
+    | TryDial
+    | EchoBack
+    | Answer
     | Note
     | Halt
 )

@@ -222,6 +222,17 @@ class Membership:
         self._relays[sequence] = _Relay(sender, request.target, request.sequence, ends)
         yield request.target, Ping(sequence, self._head(), self.rumors_for(request.target))
 
+    def ping(self, peer: PeerId) -> Ping:
+        """One beside the probes: its answer shows that `peer` can be reached."""
+        return Ping(self._next_sequence(), self._head(), self.rumors_for(peer))
+
+    def vouched_for(self, sender: PeerId, ack: Ack) -> PeerId | None:
+        """Whose answer to our probe does `sender` bring, if not its own?"""
+        probe = self._probe
+        if probe is None or probe.answered or ack.sequence != probe.sequence:
+            return None
+        return probe.target if sender != probe.target and sender in self._roster else None
+
     def on_nack(self, nack: Nack) -> None:
         if self._probe is not None and nack.sequence == self._probe.sequence:
             self._probe.nacks += 1

@@ -65,7 +65,8 @@ class Mending:
         core = self._core
         if not self._is_damaged or not self._donors:
             return
-        up = [peer for peer in self._donors if peer not in core.membership.down()]
+        down = core.membership.down()
+        up = [peer for peer in self._donors if peer not in down and core.can_fetch_from(peer)]
         donor = core.dice.pick(up or self._donors)[0]
         self._asked = ((event.round, event.parent), donor)
         core.send(donor, MendRequest(event.round, event.parent, event.checks))

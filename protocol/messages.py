@@ -306,6 +306,77 @@ class Mend:
     chunks: tuple[tuple[int, bytes], ...]
 
 
+# Reaching peers that nobody can dial
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """A frame for a member that its origin cannot reach. Goes to a third member, and from it, as it
+    is, to the target: one hop, never two.
+    """
+
+    origin: PeerId
+    target: PeerId
+    epoch: int  # sequence number of the origin's card: higher after each start
+    count: int  # rises with each relayed frame of one epoch
+    frame: bytes
+    signature: bytes  # the origin's
+
+
+class Why(IntEnum):
+    """Why a frame was not relayed."""
+
+    NO_WAY = 0
+    OVER_CAP = 1
+    NO_MEMBER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Unrelayed:
+    """I did not pass on what you sent for this target: try another relay."""
+
+    target: PeerId
+    why: Why
+
+
+# Examining a peer's place in the network
+
+
+@dataclass(frozen=True, slots=True)
+class DialBack:
+    """Try the addresses of my card, each with a fresh connection, and say what worked."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    address: str
+    took_ms: int | None  # None: no connection came about
+
+
+@dataclass(frozen=True, slots=True)
+class DialledBack:
+    sequence: int
+    ways: tuple[Way, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """Answer with so many bytes: measures round trips, clocks, and rates either way."""
+
+    sequence: int
+    want: int
+    filler: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Echoed:
+    sequence: int
+    wall_ms: int  # Unix time when it was answered
+    filler: bytes
+
+
 Message = (
     Hello
     | Welcome
@@ -335,4 +406,10 @@ Message = (
     | PieceRefused
     | MendRequest
     | Mend
+    | Relay
+    | Unrelayed
+    | DialBack
+    | DialledBack
+    | Echo
+    | Echoed
 )

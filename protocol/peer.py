@@ -13,6 +13,7 @@ from typing import Any, Final, assert_never
 from protocol import codec
 from protocol.admission import Admissions, is_peer
 from protocol.catchup import CatchUp
+from protocol.checkups import Checkups
 from protocol.closing import Closing, Vote
 from protocol.core import Core
 from protocol.dice import Dice
@@ -21,10 +22,12 @@ from protocol.errors import LocalError, RemoteError
 from protocol.events import (
     Applied,
     Apply,
+    Ask,
     Behind,
     BlobOpened,
     ChecksTaken,
     Connect,
+    Dialled,
     Disconnect,
     Effect,
     Event,
@@ -53,6 +56,10 @@ from protocol.messages import (
     Closed,
     Commit,
     Contribute,
+    DialBack,
+    DialledBack,
+    Echo,
+    Echoed,
     Entries,
     EntriesRequest,
     Evidence,
@@ -72,11 +79,14 @@ from protocol.messages import (
     Promise,
     Propose,
     Refused,
+    Relay,
     Sync,
+    Unrelayed,
     View,
     Welcome,
 )
 from protocol.recovery import Recovery
+from protocol.relaying import RelayCounts, Relaying, RelayLimits
 from protocol.rules import Rules
 from protocol.transfers import Transfers
 
@@ -120,6 +130,7 @@ class Peer:
         now: Millis,
         saved: Saved | None = None,
         decode: Decode = codec.decode,
+        relay_limits: RelayLimits | None = None,
     ) -> None:
         saved = saved or Saved()
         self._decode, self._saved = decode, saved
@@ -127,6 +138,8 @@ class Peer:
         ledger = Ledger(judge, founders, saved.marks)
         membership = Membership(keys.peer, rules, dice, ledger.head.roster, ledger.summary, now)
         self._core = Core(run, rules, keys, dice, judge, ledger, membership, manifest, now)
+        self._checkups = Checkups(self._core)
+        self._relaying = Relaying(self._core, relay_limits or RelayLimits())
         self._catchup = CatchUp(self._core, self._advance)
         self._transfers = Transfers(self._core)
         self._recovery = Recovery(self._core, self._transfers)
@@ -177,6 +190,18 @@ class Peer:
         return tuple(self._core.cards[peer] for peer in sorted(self._core.cards))
 
     @property
+    def relay_counts(self) -> RelayCounts:
+        return self._relaying.counts
+
+    def relay_of(self, peer: bytes) -> PeerId | None:
+        """Who passes on what we send to `peer`; None: it goes there by itself."""
+        return self._relaying.relay_of(peer)
+
+    def reply_bytes_max(self, to: bytes) -> int:
+        """How long an answer from disk may be, if it is to reach `to`."""
+        return codec.FRAME_BYTES_MAX if self.relay_of(to) is None else codec.RELAYED_BYTES_MAX
+
+    @property
     def wake_ms(self) -> Millis | None:
         """When `Tick` is wanted next."""
         if self._halted or not self._started:
@@ -188,6 +213,7 @@ class Peer:
             self._admissions.wake_ms,
             self._transfers.wake_ms,
             self._recovery.wake_ms,
+            self._relaying.wake_ms,
             self._stop_at_ms,
             self._core.membership.wake_ms if self._core.is_member else None,
         ):
@@ -216,6 +242,12 @@ class Peer:
             raise broken from error
         return core.out
 
+    def route(self, to: bytes, frame: bytes) -> tuple[tuple[bytes, bytes], ...]:
+        """What to hand to the transport so that `frame` reaches `to`: itself, or an envelope for a
+        relay. For whoever performs effects.
+        """
+        return self._relaying.route(to, frame)
+
     def _dispatch(self, event: Event) -> None:
         match event:
             case Received():
@@ -243,6 +275,10 @@ class Peer:
                 self._mending.taken(event)
             case Patched():
                 self._mending.patched(event)
+            case Ask():
+                self._checkups.ask(event)
+            case Dialled():
+                self._checkups.dialled(event)
             case _:
                 assert_never(event)
 
@@ -321,6 +357,7 @@ class Peer:
         self._transfers.tick()
         self._recovery.tick()
         self._admissions.tick()
+        self._relaying.tick()
         self._closing.advance()
         if self._stop_at_ms is not None and core.now >= self._stop_at_ms and not self._halted:
             self._depart()
@@ -337,21 +374,29 @@ class Peer:
     # Receiving
 
     def _receive(self, event: Received) -> None:
-        core = self._core
+        core, source = self._core, event.source
         try:
-            if not is_peer(event.source) and len(event.data) > codec.GUEST_FRAME_BYTES_MAX:
+            if not is_peer(source) and len(event.data) > codec.GUEST_FRAME_BYTES_MAX:
                 raise RemoteError(f"a guest's frame of {len(event.data)} bytes")
-            if event.source == core.me:
+            if source == core.me:
                 raise RemoteError("a message from ourselves")
             message = self._decode(event.data)
-            if is_peer(event.source):
-                core.membership.heard(PeerId(event.source), core.now)
-                self._on_peer(PeerId(event.source), message, event.wall_s)
-            else:
-                self._on_guest(event.source, message, event.wall_s)
+            if not is_peer(source):
+                self._on_guest(source, message, event.wall_s)
+                return
+            core.membership.heard(PeerId(source), core.now)
+            self._relaying.heard(PeerId(source))
+            if isinstance(message, Relay):
+                frame = self._relaying.on_relay(PeerId(source), message)
+                if frame is None:
+                    return
+                source = message.origin  # it signed: it is to blame for what is inside
+                message = self._relaying.relayed(self._decode(frame))
+                core.membership.heard(PeerId(source), core.now)
+            self._on_peer(PeerId(source), message, event.wall_s)
         except RemoteError as error:
-            self._tell(f"fault of {event.source[:4].hex()}: {error}")
-            core.blame(event.source, error)
+            self._tell(f"fault of {source[:4].hex()}: {error}")
+            core.blame(source, error)
 
     def _on_guest(self, guest: bytes, message: Message, wall_s: int) -> None:
         if not isinstance(message, Hello):
@@ -365,6 +410,9 @@ class Peer:
                 core.send_all(core.membership.on_ping(sender, message, core.now))
                 self._catchup.heard_head(sender, message.head)
             case Ack():
+                target = core.membership.vouched_for(sender, message)
+                if target is not None:
+                    self._relaying.vouched(target, sender)
                 core.send_all(core.membership.on_ack(sender, message, core.now))
                 self._catchup.heard_head(sender, message.head)
             case PingRequest():
@@ -416,8 +464,14 @@ class Peer:
                 self._mending.on_request(sender, message)
             case Mend():
                 self._mending.on_mend(sender, message)
+            case Unrelayed():
+                self._relaying.on_unrelayed(sender, message)
+            case DialBack() | DialledBack() | Echo() | Echoed():
+                self._checkups.hear(sender, message)
             case Welcome() | Refused():
                 pass  # of use before a peer runs, not after
+            case Relay():
+                raise RemoteError("an envelope in an envelope")
             case _:
                 assert_never(message)
 

@@ -28,3 +28,39 @@ class Ration:
         while len(self._full_at_ms) > SOURCES_MAX:
             del self._full_at_ms[next(iter(self._full_at_ms))]
         return granted
+
+
+@dataclass(slots=True)
+class ByteBucket:
+    """So many bytes a second; unused, they add up to `burst_ms` worth."""
+
+    bytes_per_s: int
+    burst_ms: int
+    _full_at_ms: int = 0  # when all that may be saved up is there again
+
+    def has_room(self, size: int, now: Millis) -> bool:
+        if not self.bytes_per_s:
+            return False
+        return max(now, self._full_at_ms) + self._ms(size) <= now + self.burst_ms
+
+    def take(self, size: int, now: Millis) -> None:
+        self._full_at_ms = max(now, self._full_at_ms) + self._ms(size)
+
+    def _ms(self, size: int) -> int:
+        return -(-size * 1_000 // self.bytes_per_s)
+
+
+@dataclass(slots=True)
+class ByteRations:
+    """A bucket for each source. Memory is bounded: the longest quiet start afresh."""
+
+    bytes_per_s: int
+    burst_ms: int
+    _buckets: dict[bytes, ByteBucket] = field(default_factory=dict)
+
+    def of(self, source: bytes) -> ByteBucket:
+        bucket = self._buckets.pop(source, None) or ByteBucket(self.bytes_per_s, self.burst_ms)
+        self._buckets[source] = bucket
+        while len(self._buckets) > SOURCES_MAX:
+            del self._buckets[next(iter(self._buckets))]
+        return bucket

@@ -131,19 +131,20 @@ def saved_cards(disk: Reader) -> tuple[Card, ...]:
     return tuple(card for _, raw in disk.scan("cards") for card in decode_card_list(raw))
 
 
-def entries_after(disk: Reader, locators: tuple[Locator, ...]) -> tuple[Entry, ...]:
+def entries_after(
+    disk: Reader, locators: tuple[Locator, ...], bytes_max: int = _REPLY_BYTES
+) -> tuple[Entry, ...]:
     """What follows the first locator that is on our chain, as many entries as one frame should
-    carry.
+    carry: at least one, and more up to `bytes_max`.
     """
     for locator in locators:
         if locator.round == 0 or disk.get("chain", round_key(locator.round - 1)) == locator.entry:
-            return _read_on(disk, locator.round)
+            return _read_on(disk, locator.round, min(bytes_max, _REPLY_BYTES))
     return ()
 
 
-def _read_on(disk: Reader, round: int) -> tuple[Entry, ...]:
+def _read_on(disk: Reader, round: int, room: int) -> tuple[Entry, ...]:
     found: list[Entry] = []
-    room = _REPLY_BYTES
     for _, name in disk.scan("chain", round_key(round)):
         raw = disk.get("entries", name)
         if raw is None or (found and (room < len(raw) or len(found) >= _REPLY_ENTRIES)):

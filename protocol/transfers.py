@@ -103,7 +103,7 @@ class Transfers:
         """Those who surely have it, and some more: the first few rounds everybody up is asked."""
         core = self._core
         order.asked_ms = core.now
-        up = [peer for peer in core.membership.likely_up() if peer in core.cards]
+        up = [peer for peer in core.membership.likely_up() if core.can_fetch_from(peer)]
         fresh = [peer for peer in up if peer not in order.asked and peer not in order.holders]
         if not fresh:
             order.asked.clear()  # whoever had none then may have some now

@@ -23,6 +23,7 @@ from protocol.ids import Hash, Millis, PeerId, RunId, digest
 from protocol.ledger import Judge, Mark, Write
 from protocol.messages import Message
 from protocol.peer import Peer
+from protocol.relaying import RelayLimits
 from protocol.restore import TABLES, restore, saved_cards
 from protocol.roster import Roster
 from protocol.rules import Rules
@@ -157,9 +158,11 @@ class World:
         snapshots: Snapshots | None = None,
         own_links: Sequence[Link] = (),  # one for each peer; none: all have `link`
         on_frame: Callable[[bytes], None] = lambda frame: None,
+        relay_limits: RelayLimits | None = None,
     ) -> None:
         self.chance = random.Random(seed)
         self.rules = rules or Rules(window_ms=1_000, deadline_ceiling_ms=3_000)
+        self._relay_limits = relay_limits
         self.network = Network(link or Link(), self.chance)
         self.now_ms = 0.0
         self.events = 0
@@ -180,7 +183,7 @@ class World:
         self._manifest = b"simulated %d" % seed
         self.run = RunId(digest("run", self._manifest))
         names = [f"p{number}" for number in range(peers)]
-        ids = {name: PeerId(digest("stub peer", self.run, name.encode())) for name in names}
+        ids = {name: self.id_of(name) for name in names}
         assert len(own_links) in (0, peers), "one link for each peer, or none"
         self.network.own_links = dict(zip(ids.values(), own_links, strict=False))
         first = names[: founders or peers]
@@ -202,9 +205,12 @@ class World:
         peer = SimPeer(name, StubKeys(id), SimDisk(self._records), slowness, token, contacts)
         self.peers[name] = self.by_id[id] = peer
 
+    def id_of(self, name: str) -> PeerId:
+        return PeerId(digest("stub peer", self.run, name.encode()))
+
     def join(self, name: str, contact: str = "p0") -> SimPeer:
         """A new machine joins with an invite from `contact`."""
-        id = PeerId(digest("stub peer", self.run, name.encode()))
+        id = self.id_of(name)
         card = self._card(self.peers[contact].keys, 0)
         self._add(name, id, self._token(), (card,))
         self.start(self.peers[name])
@@ -245,6 +251,7 @@ class World:
             self._clock(who),
             saved,
             self._decode,
+            self._relay_limits,
         )
         life = who.life
 

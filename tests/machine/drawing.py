@@ -7,9 +7,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import hypothesis.strategies as st
 
-from protocol.codec import encode_body
+from protocol.codec import FILLER_BYTES_MAX, encode_body
 from protocol.entries import U32, U64, Body, Card, Entry
-from protocol.messages import Message
+from protocol.messages import Message, Way
 
 ROUND = (1 << 48) - 1
 KINDS: tuple[type, ...] = get_args(Message)
@@ -40,6 +40,13 @@ _BY_NAME: dict[tuple[type | None, str], st.SearchStrategy[Any]] = {
     (None, "wait_ms"): st.integers(0, 60_000),
     (None, "data"): st.binary(min_size=1, max_size=64),
     (None, "checks"): st.binary(min_size=8, max_size=64),
+    (None, "epoch"): st.integers(0, U64),
+    (None, "count"): st.integers(0, U64),
+    (None, "wall_ms"): st.integers(0, U64),
+    (None, "want"): st.integers(0, FILLER_BYTES_MAX),
+    (None, "filler"): st.binary(max_size=64),
+    (None, "frame"): st.binary(min_size=3, max_size=64),
+    (Way, "took_ms"): st.none() | st.integers(0, U32),
 }
 _ID = st.binary(min_size=32, max_size=32)
 _SIGNATURE = st.binary(min_size=64, max_size=64)
@@ -60,7 +67,7 @@ def _field(cls: type, name: str, hint: object) -> st.SearchStrategy[Any]:
         return _WHOLE[name]
     if hint is bytes and (name == "signature" or name.endswith("seal")):
         return _SIGNATURE
-    if hint in (int, bytes):
+    if hint in (int, bytes) or (cls, name) in _BY_NAME:
         return _BY_NAME.get((cls, name), _BY_NAME.get((None, name), st.nothing()))
     return _typed(hint)
 

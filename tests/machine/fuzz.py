@@ -50,6 +50,10 @@ from protocol.messages import (
     Closed,
     Commit,
     Contribute,
+    DialBack,
+    DialledBack,
+    Echo,
+    Echoed,
     Entries,
     EntriesRequest,
     Evidence,
@@ -67,11 +71,16 @@ from protocol.messages import (
     Promise,
     Propose,
     Refused,
+    Relay,
     Rumor,
     Sync,
+    Unrelayed,
     View,
+    Way,
     Welcome,
+    Why,
 )
+from protocol.relaying import relay_bytes
 from protocol.rules import Quorum, Rules
 
 CASES_A_WORLD: Final = 2_000
@@ -122,9 +131,11 @@ class Attack:
             members_max=12,
         )
         count = chance.randint(1, 5)
+        nat = [chance.random() < 0.4 for _ in range(count)]
         link = Link(delay_ms=5.0, jitter_ms=5.0, loss=chance.choice([0.0, 0.0, 0.2]))
         founders = chance.choice([1, count])
-        self.world = _World(count, seed, rules, link, founders)
+        own_links = [replace(link, nat=hidden) for hidden in nat]
+        self.world = _World(count, seed, rules, link, founders, own_links=own_links)
         self.world.keep_notes = False
         self.run = self.world.run
         self.bad = StubKeys(self.world.join("bad").id)
@@ -263,12 +274,44 @@ class Attack:
         signature = keys.sign(leave_bytes(self.run, keys.peer, round))
         return Leave(self.chance.choice([keys.peer, self.peer()]), round, signature)
 
+    def envelope(self, depth: int = 0) -> Relay:
+        """With any message inside; signed by the bad member, or by nobody."""
+        chance, keys = self.chance, self.keys()
+        try:
+            inside = encode(
+                self.envelope(1) if depth == 0 and chance.random() < 0.1 else self.made()
+            )
+        except OverflowError:
+            inside = b"\x01\x09\x91\x01"
+        inside = chance.choice([inside, inside, self.garbled(inside)])[: 256 << 10] + b"\x00" * 3
+        inside = inside[:-3] if len(inside) >= 6 else inside
+        target = chance.choice([self.who.id, self.who.id, self.peer()])
+        epoch, count = self.number(1) % 2**64, self.number(1) % 2**64
+        signed = relay_bytes(self.run, keys.peer, target, epoch, count, inside)
+        signature = chance.choice([keys.sign(signed), keys.sign(signed), bytes(64)])
+        return Relay(keys.peer, target, epoch, count, inside, signature)
+
+    def question(self) -> Message:
+        """Of a check-up, or an answer to one that nobody asked."""
+        chance, sequence = self.chance, min(self.number(), 2**32 - 1)
+        filler = chance.randbytes(chance.choice([0, 3, 60_000]))
+        ways = self.many(lambda: Way("tcp://a:1", self.chance.choice([None, 7])), 8)
+        return chance.choice(
+            [
+                Unrelayed(self.peer(), chance.choice(list(Why))),
+                DialBack(sequence),
+                DialledBack(sequence, ways),
+                Echo(sequence, chance.choice([0, 65_536]), filler),
+                Echoed(sequence, self.number() % 2**64, filler),
+            ]
+        )
+
     def made(self) -> Message:
         """A message that a member with bad intentions would send."""
         chance = self.chance
         round, sequence = min(self.round(), 2**48 - 1), min(self.number(), 2**32 - 1)
         tip, ballot = self.hash()[:8], self.ballot()
-        match chance.randrange(21):
+        match chance.randrange(24):
             case 0:
                 return Hello(self.card(), self.token())
             case 1:
@@ -311,8 +354,12 @@ class Attack:
                 return EntriesRequest(self.many(self.locator, 10))
             case 19:
                 return Entries(self.many(self.entry, 3), self.head_told())
-            case _:
+            case 20:
                 return self.evidence()
+            case 21:
+                return self.question()
+            case _:
+                return self.envelope()
 
     def altered(self, value: Any) -> Any:  # noqa: ANN401
         """The same message, with one field at any depth replaced."""
@@ -361,7 +408,7 @@ class Attack:
         chance, heard = self.chance, self.world.heard
         way = chance.randrange(10)
         if way == 0 or not heard:
-            kind = bytes((1, chance.randint(0, 22)))
+            kind = bytes((1, chance.randint(0, 40)))
             return (
                 "random",
                 chance.choice([b"", kind]) + chance.randbytes(chance.randint(0, 60)),
@@ -478,6 +525,10 @@ class Attack:
                 "view": (len(peer.membership._view), members),
                 "heard": (len(peer.membership._heard_ms), members),
                 "relays": (len(peer.membership._relays), 256),
+                "direct": (len(peer._relaying._direct_ms), members + STRANGERS_MAX),
+                "detours": (len(peer._relaying._detours), members + 1),
+                "avoided": (len(peer._relaying._avoided), 1_024),
+                "windows": (len(peer._relaying._windows), members + STRANGERS_MAX),
                 "former": (len(peer.membership._former), 64),
                 "states": (len(peer._states), 64),
             }

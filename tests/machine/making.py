@@ -25,6 +25,7 @@ from protocol.invites import mint_token
 from protocol.ledger import Judge, Mark
 from protocol.messages import Contribute, Leave, Message
 from protocol.peer import Peer, Saved
+from protocol.relaying import RelayLimits
 from protocol.roster import Roster
 from protocol.rules import Quorum, Rules
 
@@ -139,14 +140,27 @@ class Door:
         rules: Rules = RULES,
         saved: Saved | None = None,
         known: Iterable[PeerId] = (),
+        limits: RelayLimits | None = None,
+        addresses: tuple[str, ...] = ("tcp://a:1",),
     ) -> None:
         self.me, self.now = me, 0
         members = list(members)
+        keys = StubKeys(me)
         self.peer = Peer(
-            RUN, rules, StubKeys(me), members, b"manifest", judge(rules), b"seed", Millis(0), saved
+            RUN,
+            rules,
+            keys,
+            members,
+            b"manifest",
+            judge(rules),
+            b"seed",
+            Millis(0),
+            saved,
+            relay_limits=limits,
         )
         cards = tuple(card(peer) for peer in [*members, *known])
-        self.effects: list[Effect] = self.peer.handle(Started(card(me), cards, None), Millis(0))
+        started = Started(card(me, addresses=addresses), cards, None)
+        self.effects: list[Effect] = self.peer.handle(started, Millis(0))
 
     @property
     def mark(self) -> Mark:

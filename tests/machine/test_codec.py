@@ -47,7 +47,7 @@ def test_every_kind_comes_back_as_it_was(kind: type) -> None:
 
 def test_every_kind_has_one_number() -> None:
     numbers = [encode_number(kind) for kind in KINDS]
-    assert sorted(numbers) == list(range(1, len(KINDS) + 1))
+    assert numbers == sorted(set(numbers))
 
 
 def encode_number(kind: type) -> int:

@@ -11,7 +11,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
-from protocol.codec import encode, encode_body
+from protocol.anchors import anchor_places
+from protocol.codec import encode, encode_body, number_of
 from protocol.entries import (
     Admission,
     Attachment,
@@ -39,6 +40,10 @@ from protocol.messages import (
     Closed,
     Commit,
     Contribute,
+    DialBack,
+    DialledBack,
+    Echo,
+    Echoed,
     Entries,
     EntriesRequest,
     Evidence,
@@ -62,11 +67,16 @@ from protocol.messages import (
     Promise,
     Propose,
     Refused,
+    Relay,
     Rumor,
     Sync,
+    Unrelayed,
     View,
+    Way,
     Welcome,
+    Why,
 )
+from protocol.relaying import relay_bytes
 from protocol.roster import Roster
 from protocol.rounds import deadline_after_ms, ranking, tree, turn_ms
 from protocol.rules import Rules
@@ -115,6 +125,16 @@ OTHER: Final = sealed(Body(0, BODY.parent, 0, 5_124, BODY.state, LINES, (), ()))
 HEAD: Final = Head(12, 345, ENTRY.hash[:8])
 RUMORS: Final = (Rumor(TWO.peer, Health.SUSPECT, 3), Rumor(THREE.peer, Health.LEFT, 0))
 
+INSIDE: Final = encode(Nack(8))
+ENVELOPE: Final = Relay(
+    ONE.peer,
+    TWO.peer,
+    7,
+    1,
+    INSIDE,
+    ONE.sign(relay_bytes(RUN, ONE.peer, TWO.peer, 7, 1, INSIDE)),
+)
+
 
 def messages() -> list[Message]:
     tip = ENTRY.hash[:8]
@@ -152,6 +172,12 @@ def messages() -> list[Message]:
         PieceRefused(SNAPSHOT, Level.CHUNK, (1,), 250),
         MendRequest(12, ENTRY.hash, b"8 bytes!"),
         Mend(12, ENTRY.hash, 1, ((0, b"a chunk"),)),
+        ENVELOPE,
+        Unrelayed(TWO.peer, Why.OVER_CAP),
+        DialBack(9),
+        DialledBack(9, (Way("tcp://192.0.2.1:5555", 41), Way("tcp://[2001:db8::1]:5555", None))),
+        Echo(10, 3, b"\x00\x00"),
+        Echoed(10, 1_800_000_000_123, b"\x00\x00\x00"),
     ]
 
 
@@ -171,8 +197,8 @@ def plain(value: object) -> object:
 def vectors() -> dict[str, object]:
     """File name -> what it holds."""
     made: dict[str, object] = {}
-    for number, message in enumerate(messages(), 1):
-        name = type(message).__name__
+    for message in messages():
+        name, number = type(message).__name__, number_of(type(message))
         made[f"{number:02}-{name}"] = {
             "kind": name,
             "number": number,
@@ -215,6 +241,7 @@ def hashes() -> object:
             "seal": seal_bytes(RUN, 0, BODY.parent, ENTRY.hash).hex(),
             "leave": leave_bytes(RUN, TWO.peer, 9).hex(),
             "contribution": contribution_bytes(RUN, 0, BODY.parent, BODY.state, line).hex(),
+            "relay": relay_bytes(RUN, ONE.peer, TWO.peer, 7, 1, INSIDE).hex(),
         },
     }
 
@@ -224,6 +251,9 @@ def rounds() -> object:
     arrivals = [5_100, 5_200, 5_050, 5_900, 5_150, 5_175, 9_000, 5_120]
     ranked = ranking(RUN, 12, ROSTER)
     return {
+        "anchor_places": {
+            keys.peer.hex(): plain(anchor_places(RUN, keys.peer)) for keys in (*KEYS, NEWCOMER)
+        },
         "ranking": {str(n): plain(ranking(RUN, n, ROSTER)) for n in range(4)},
         "tree": {
             "round": 12,
