@@ -246,7 +246,6 @@ class Closing:
             scalar(done.loss),
             scalar(done.heldout),
             done.snapshot,
-            done.attached,
         )
         signed = contribution_bytes(core.run, done.round, done.parent, done.state, line)
         round.mine = Contribute(
@@ -257,7 +256,6 @@ class Closing:
             line.loss,
             line.heldout,
             line.snapshot,
-            line.attached,
             core.keys.sign(signed),
         )
         rounds, self._returned = self._returned[: self._carried], self._returned[self._carried :]
