@@ -17,6 +17,7 @@ from protocol.messages import Mend, MendRequest
 
 CHECK_BYTES: Final = 8  # of a chunk's name: a chance, not a foe, is what is looked for
 _TRIES: Final = 5
+_WITNESSES: Final = 2  # members that must agree with each other before we believe them
 _DIFFERING_MAX: Final = 32  # chunks; more than that is no flipped bit
 
 Place = tuple[int, Hash]
@@ -42,7 +43,10 @@ class Mending:
         self._donors = tuple(seats[line.seat] for line in lines if seats[line.seat] != me)
         self._is_damaged = True
         self._tries += 1
-        if self._tries > _TRIES or not self._donors:
+        if len(self._donors) < _WITNESSES:
+            # One against one: nobody can say who is right, but the ledger can.
+            self._start_over("one other member's state differs from ours")
+        elif self._tries > _TRIES:
             self._start_over("the state could not be repaired")
         elif self._stands is not None:
             self._begin(self._stands)

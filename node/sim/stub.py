@@ -132,6 +132,8 @@ class StubWorker:
         self._offered: tuple[bytes, ...] = ()  # in the newest payload
 
     def start_work(self, task: StartWork) -> None:
+        if self._lag or self._is_held:
+            return  # the state is not there yet
         count = self._payloads.units_per_round
         new = [self._chance.randbytes(NAME_BYTES) for _ in range(count)]
         self._offered = (*new, *self.pending)
@@ -200,6 +202,12 @@ class StubWorker:
         while len(self._taken) > self._snapshots.kept:
             oldest = min(self._taken)
             self._blobs.pop(self._taken.pop(oldest)[1], None)
+
+    def hurry(self) -> None:
+        """From now on replaying takes no time."""
+        self.replay_ms_per_round = None
+        if self._lag and not self._is_held:
+            self._call_later(0.0, self._replay_one)
 
     def hold(self, task: Hold) -> None:
         self._is_held = True
