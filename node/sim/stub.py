@@ -115,6 +115,7 @@ class StubWorker:
         call_later: Callable[[float, Callable[[], None]], None],
     ) -> None:
         self._call_later = call_later
+        self._postponed: StartWork | None = None
         self._lag: list[Entry] = []  # to be merged, when replaying takes its time
         self._rules, self._snapshots, self._blobs, self._send = rules, snapshots, blobs, send
         self._place: tuple[int, Hash] | None = None  # None: no entry has been merged
@@ -133,7 +134,9 @@ class StubWorker:
 
     def start_work(self, task: StartWork) -> None:
         if self._lag or self._is_held:
-            return  # the state is not there yet
+            self._postponed = task  # the state is not there yet
+            return
+        self._postponed = None
         count = self._payloads.units_per_round
         new = [self._chance.randbytes(NAME_BYTES) for _ in range(count)]
         self._offered = (*new, *self.pending)
@@ -192,6 +195,9 @@ class StubWorker:
     def _stand(self, round: int, hash: Hash) -> None:
         self._place = (round, hash)
         self._later(0.0, Applied(round, hash, self.state))
+        task = self._postponed
+        if task is not None and (task.round, task.parent) == self._place and not self._lag:
+            self.start_work(task)
         if is_taken(round, self._rules):
             self._take(round, hash)
 
