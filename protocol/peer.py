@@ -611,11 +611,16 @@ class Peer:
 
     def _is_ready(self) -> bool:
         """Does the state keep up with the chain, so that we would be of use as a member?"""
-        return self._core.head.round - self._applied_round <= _READY_ROUNDS
+        core = self._core
+        if core.head.round - self._applied_round <= _READY_ROUNDS:
+            return True
+        return self._recovery.is_nearly_done(core.rules.window_ms)
 
     def _applied(self, event: Applied) -> None:
         place = event.round, event.parent
         self._applied_round = event.round
+        if event.round + _READY_ROUNDS >= self._core.head.round:
+            self._recovery.caught_up()
         self._states[place] = event.state
         self._trim(self._states)
         self._mending.stands(place)

@@ -60,6 +60,27 @@ class Recovery:
         self._is_held = False  # replaying was stopped for it
         self._refused: dict[Hash, None] = {}
         self._told_ms = 0
+        self._behind: Behind | None = None  # the last word on replaying, before it was stopped
+        self._done_ms: float | None = None  # when the state will be at the head, as far as we know
+
+    def is_nearly_done(self, within_ms: int) -> bool:
+        """Will the state be at the head so soon? By then we may be a member, and lose no round."""
+        return self._done_ms is not None and self._done_ms - self._core.now <= within_ms
+
+    def caught_up(self) -> None:
+        """The state is at the head."""
+        self._done_ms = None
+
+    def _estimate(self) -> None:
+        """How long the rest of the snapshot and the rounds after it will take, as measured."""
+        fetch, wanted, behind = self._fetch, self._wanted, self._behind
+        if not self._is_held or fetch is None or wanted is None or behind is None:
+            return
+        rate, missing = fetch.per_ms(self._core.now), fetch.missing_bytes
+        if rate is None or missing is None or behind.ms_per_round is None:
+            return
+        tail_ms = max(0, self._core.head.round - wanted.round) * behind.ms_per_round
+        self._done_ms = self._core.now + missing / rate + tail_ms
 
     @property
     def busy(self) -> bool:
@@ -80,6 +101,7 @@ class Recovery:
         if event.round >= self._wanted.round:
             self._give_up("the replay is past it")
         elif rate is not None and missing is not None:
+            self._behind = event
             choice = choose(event, self._wanted, missing, rate)
             if choice is not None:
                 self._follow(choice)
@@ -113,6 +135,7 @@ class Recovery:
         assert wanted is not None
         assert fetch is not None
         now = self._core.now
+        self._estimate()
         self._core.note(
             "info",
             "snapshot-fetched",
@@ -134,6 +157,7 @@ class Recovery:
             del self._refused[next(iter(self._refused))]
         self._transfers.cancel(self._wanted.root)
         self._core.note("debug", "snapshot-not-used", round=self._wanted.round, why=why)
+        self._done_ms = None
         self._forget()
 
     def _forget(self) -> None:
@@ -152,6 +176,7 @@ class Recovery:
         if fetch is None or wanted is None or core.now < self._told_ms + _TELL_MS:
             return
         self._told_ms = core.now
+        self._estimate()
         rate, missing = fetch.per_ms(core.now), fetch.missing_bytes
         core.note(
             "info",

@@ -8,6 +8,7 @@ from protocol.blobs import page_id, root_of
 from protocol.codec import CHUNK_BYTES
 from protocol.entries import Body, Entry, Line
 from protocol.events import (
+    Applied,
     Behind,
     BlobOpened,
     DropBlob,
@@ -22,7 +23,7 @@ from protocol.events import (
     Tick,
 )
 from protocol.ids import Hash, Millis, PeerId
-from protocol.messages import BlobOffer, BlobRequest, Level, Piece, PieceRequest
+from protocol.messages import BlobOffer, BlobRequest, Level, Piece, PieceRefused, PieceRequest
 from protocol.recovery import choose
 from protocol.rules import Rules
 from protocol.snapshots import SnapshotAt, established, is_taken, named_in, naming_rounds
@@ -115,6 +116,23 @@ def test_a_fast_line_beats_a_slow_replay() -> None:
     assert newcomer.told("snapshot-fetched")[0]["repeated"] == 0
 
 
+def test_nearly_done_is_what_the_measured_rates_say() -> None:
+    """So that it can ask to be a member while the last chunks come: at 5 ms a chunk, and 50 rounds
+    after the snapshot at 100 ms each.
+    """
+    newcomer = Newcomer()
+    newcomer.start_fetch()
+    newcomer.answer(6, each_ms=5)
+    newcomer.behind(100.0, round=5)
+    recovery = newcomer.peer._recovery
+    assert not recovery.is_nearly_done(1_000)
+    newcomer.answer(50, each_ms=5)
+    tail_ms = 0  # our own ledger is empty in this test, so no round follows
+    assert recovery.is_nearly_done(tail_ms)
+    newcomer.on(Applied(1_000, Hash(bytes(32)), 7))
+    assert not recovery.is_nearly_done(1 << 40)
+
+
 def test_a_slow_line_loses_to_a_quick_replay() -> None:
     newcomer = Newcomer()
     newcomer.start_fetch()
@@ -195,3 +213,20 @@ def test_a_root_is_in_the_ledger_when_most_lines_name_it() -> None:
     assert after(right, wrong) is None
     assert after(None) is None
     assert after(right, round=16) is None
+
+
+def test_a_root_that_the_ledger_does_not_know_is_nobodys_business() -> None:
+    """P6: offers and chunks that were not asked for change nothing and are not written down."""
+    newcomer = Newcomer()
+    offer = BlobOffer(newcomer.root, COUNT * CHUNK_BYTES, (page_id(newcomer.names),), None)
+    assert not newcomer.hear(ONE, offer)
+    assert not newcomer.hear(ONE, Piece(newcomer.root, Level.PAGE, 0, newcomer.names))
+    assert not newcomer.hear(ONE, Piece(newcomer.root, Level.CHUNK, 0, CHUNKS[0]))
+    assert not newcomer.hear(ONE, PieceRefused(newcomer.root, Level.CHUNK, (0,), 0))
+
+
+def test_a_request_for_pieces_is_bounded() -> None:
+    newcomer = Newcomer()
+    for numbers in ((), (1, 1)):
+        newcomer.hear(ONE, PieceRequest(newcomer.root, Level.CHUNK, numbers))
+        assert newcomer.faults() == ["a request for no piece, or for one twice"]
