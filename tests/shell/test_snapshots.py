@@ -206,6 +206,18 @@ def test_two_newest_of_all_and_what_is_being_fetched_stay(shelf: Shelf) -> None:
     assert len(list((shelf.home / "snapshots").iterdir())) == 2
 
 
+def test_the_most_that_are_on_disk_at_once(shelf: Shelf) -> None:
+    """What `peer check` asks room for: the worst case, and the one that is being written then."""
+    oldest: Record | None = None
+    for round in (50, 100, 150, 170):
+        shelf.replica.round, shelf.replica.hash = round, Hash(bytes([round]) * 32)
+        record = shelf.take()
+        oldest = oldest or record
+        assert shelf.snapshots.read(oldest.root, Level.CHUNK, 0), "somebody is fetching it"
+    assert shelf.snapshots.rounds() == [50, 100, 150, 170]
+    assert len(list((shelf.home / "snapshots").iterdir())) + 1 == module.ON_DISK_MAX
+
+
 def damage(path: Path, how: str) -> None:
     raw = bytearray(path.read_bytes())
     if how == "torn":
