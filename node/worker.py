@@ -111,6 +111,7 @@ class TrainingWorker:
         self._stop = threading.Event()
         self._urgent = threading.Event()  # a command that work must not keep waiting
         self._is_held = False  # a snapshot is on its way: no replaying
+        self._postponed: StartWork | None = None
         self._target: tuple[int, Hash] = (0, Hash(place.run))  # where all that is queued leads
         self._thread = threading.Thread(target=self._main, name="trainer", daemon=True)
 
@@ -194,8 +195,11 @@ class TrainingWorker:
 
     def _work(self, task: StartWork) -> None:
         place = (task.round, task.parent)
-        if self._target != place or self._replica.place != place:
+        if self._target != place:
             return  # the round closed before we came to it
+        if self._replica.place != place:
+            self._postponed = task  # the state waits for a snapshot
+            return
         state = self._replica.digest()
         # Measuring the held-out loss is part of the window, or this peer would be late by it.
         end_s = time.monotonic() + self._place.rules.window_ms / 1000
@@ -348,7 +352,10 @@ class TrainingWorker:
         self._tell_state()
 
     def _tell_state(self) -> None:
-        replica = self._replica
+        replica, task = self._replica, self._postponed
+        if task is not None and (task.round, task.parent) == replica.place:
+            self._postponed = None
+            self._commands.put(task)
         self._reports.post(Applied(replica.round, replica.hash, replica.digest()))
 
 

@@ -8,7 +8,7 @@ accepted it: one Paxos decree a round, whose ballot 0 belongs to the closer.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -76,6 +76,8 @@ class _Lead:
     promises: dict[PeerId, Promise] = field(default_factory=dict)
     entry: Entry | None = None  # once proposed
     accepts: set[PeerId] = field(default_factory=set)
+    # Who gave no sign of life: nothing that we spread may depend on them to pass it on.
+    quiet: Set[PeerId] = frozenset()
 
 
 @dataclass(slots=True)
@@ -86,6 +88,8 @@ class _Round:
     # Members that were down or only just let in when it opened: they cannot have worked a whole
     # window, so nobody waits for them. What they send in time is listed all the same.
     excused: frozenset[PeerId] = frozenset()
+    called_ms: Millis | None = None  # when we asked everybody for a sign of life
+    silent: set[PeerId] | None = None  # who had given none when that began to count
     held: dict[PeerId, _Held] = field(default_factory=dict)
     mine: Contribute | None = None
     sent_to: set[PeerId] = field(default_factory=set)
@@ -196,8 +200,9 @@ class Closing:
         if not core.is_member:
             return None
         due = self._next_turn_ms()
-        if core.now < round.deadline_ms < due:
-            due = round.deadline_ms
+        for time in (round.deadline_ms, self._roll_call_ms, self._silence_counts_ms):
+            if core.now < time < due:
+                due = time
         if round.lead is not None and round.lead.entry is None:
             due = min(due, round.lead.until_ms)
         return Millis(due)
@@ -246,7 +251,6 @@ class Closing:
             scalar(done.loss),
             scalar(done.heldout),
             done.snapshot,
-            done.attached,
         )
         signed = contribution_bytes(core.run, done.round, done.parent, done.state, line)
         round.mine = Contribute(
@@ -257,7 +261,6 @@ class Closing:
             line.loss,
             line.heldout,
             line.snapshot,
-            line.attached,
             core.keys.sign(signed),
         )
         rounds, self._returned = self._returned[: self._carried], self._returned[self._carried :]
@@ -345,7 +348,7 @@ class Closing:
     def _close_in_turn(self) -> None:
         """Close as the first by rank that is up."""
         core, round = self._core, self._round
-        if round.lead is not None or not round.held:
+        if round.lead is not None:
             return
         down = core.membership.down()
         ranked = core.ranked()
@@ -354,11 +357,40 @@ class Closing:
             first_up += 1
         if ranked[first_up] != core.me or not self._may_lead(first_up):
             return
-        excused = sum(1 for peer in down | round.excused if peer not in round.held)
-        missing = len(core.head.roster) - len(round.held) - excused
+        if round.called_ms is None and core.now >= self._roll_call_ms:
+            round.called_ms = core.now
+            core.send_all(core.membership.call_roll())
+        if not round.held:
+            return
+        excused = down | round.excused | self._silent()
+        unheard = sum(1 for peer in excused if peer not in round.held)
+        missing = len(core.head.roster) - len(round.held) - unheard
         verdict = decide(len(round.held), missing, round.deadline_ms, core.now)
         if isinstance(verdict, Close):
             self._start_lead(first_up, verdict.reason)
+
+    @property
+    def _roll_call_ms(self) -> int:
+        """Shortly before contributions are due, the closer asks everybody for a sign of life: most
+        of a round's deaths are not known to it when they begin to cost time.
+        """
+        rules = self._core.rules
+        return self._round.opened_ms + max(0, rules.window_ms - 2 * rules.ping_timeout_ms)
+
+    @property
+    def _silence_counts_ms(self) -> int:
+        """From when on nobody waits for those who did not answer."""
+        called_ms = self._round.called_ms
+        return 0 if called_ms is None else called_ms + self._core.rules.ping_timeout_ms
+
+    def _silent(self) -> set[PeerId]:
+        core, round = self._core, self._round
+        called_ms = round.called_ms
+        if called_ms is None or core.now < self._silence_counts_ms:
+            return set()
+        if round.silent is None:  # looked up once among all; only those can be silent still
+            round.silent = set(core.membership.unheard_since(called_ms, core.head.roster.members))
+        return set(core.membership.unheard_since(called_ms, round.silent))
 
     def _escalate(self, ballot: int) -> None:
         """The round is overdue: its next owners get our contribution, and the owner of this ballot
@@ -465,25 +497,30 @@ class Closing:
 
     def _propose(self, lead: _Lead, entry: Entry) -> None:
         core, round = self._core, self._round
+        lead.quiet = self._silent()
+        if lead.ballot > 0:
+            lead.quiet |= {p for p in core.membership.others_up() if p not in lead.promises}
         if core.rules.quorum is Quorum.ANY:
             self._save_vote()
             self._adopt(entry)
-            self.spread(Closed(entry), core.me, entry)
+            self.spread(Closed(entry), core.me, entry, lead.quiet)
             return
         lead.entry = entry
         round.promised, round.accepted = lead.ballot, (lead.ballot, entry)
         self._save_vote()
         lead.accepts.add(core.me)
-        self._spread_in_round(Propose(lead.ballot, entry))
+        self._spread_in_round(Propose(lead.ballot, entry), lead.quiet)
         self._count_accepts(lead)
 
-    def _spread_in_round(self, message: Propose | Commit) -> None:
+    def _spread_in_round(self, message: Propose | Commit, quiet: Set[PeerId] = frozenset()) -> None:
         core = self._core
         root = owner(core.ranked(), message.ballot)
         order = tree(core.ranked(), root)
-        core.send(self._reachable(order, core.me), message)
+        core.send(self._reachable(order, quiet), message)
 
-    def spread(self, message: Closed, root: PeerId, entry: Entry) -> None:
+    def spread(
+        self, message: Closed, root: PeerId, entry: Entry, quiet: Set[PeerId] = frozenset()
+    ) -> None:
         """Pass an entry down its tree; the chain has already moved on, so the tree is the last
         round's.
         """
@@ -494,17 +531,17 @@ class Closing:
         if core.me not in before.roster:
             return
         order = tree(ranking(core.run, entry.round, before.roster), root)
-        core.send(self._reachable(order, core.me), message)
+        core.send(self._reachable(order, quiet), message)
 
-    def _reachable(self, order: list[PeerId], me: PeerId) -> list[PeerId]:
-        """Our children in the tree; a dead one's children in its stead."""
+    def _reachable(self, order: list[PeerId], quiet: Set[PeerId]) -> list[PeerId]:
+        """Our children in the tree, and the children of those that may not pass it on."""
         found: list[PeerId] = []
-        waiting = children(order, me, self._core.rules.fanout)
-        down = self._core.membership.down()
+        waiting = children(order, self._core.me, self._core.rules.fanout)
+        mute = self._core.membership.down() | quiet
         while waiting:
             peer = waiting.pop()
             found.append(peer)
-            if peer in down:
+            if peer in mute:
                 waiting += children(order, peer, self._core.rules.fanout)
         return sorted(found)
 
@@ -547,7 +584,8 @@ class Closing:
     def _count_accepts(self, lead: _Lead) -> None:
         assert lead.entry is not None
         if len(lead.accepts) >= self._core.head.roster.majority:
-            self._spread_in_round(Commit(lead.entry.round, lead.ballot, lead.entry.hash))
+            commit = Commit(lead.entry.round, lead.ballot, lead.entry.hash)
+            self._spread_in_round(commit, lead.quiet)
             self._adopt(lead.entry)
 
     def on_commit(self, sender: PeerId, message: Commit) -> None:

@@ -10,7 +10,6 @@ from typing import Any, Final
 import msgpack
 
 from protocol.entries import (
-    ATTACHMENT,
     BODY,
     CARD,
     ENTRY_BYTES_MAX,
@@ -178,7 +177,6 @@ _KINDS: Final[dict[int, tuple[type, Field[Any]]]] = {
             SCALAR,
             SCALAR,
             optional(HASH),
-            optional(ATTACHMENT),
             SIGNATURE,
         ),
     ),

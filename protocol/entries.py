@@ -70,14 +70,6 @@ class Departure:
 
 
 @dataclass(frozen=True, slots=True)
-class Attachment:
-    """The part of a contribution that is too large to ride along: a blob, pulled in chunks."""
-
-    root: Hash
-    size: int  # bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Line:
     """One contribution within an entry."""
 
@@ -86,7 +78,6 @@ class Line:
     loss: float | None  # mean training loss, as the author measured it
     heldout: float | None  # held-out loss at the round's start, if the author measured it
     snapshot: Hash | None = None  # root of the author's last snapshot, when it is time to say so
-    attached: Attachment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +97,7 @@ class Body:
 CARD: Final = record(Card, PEER, uint(U64), many(ADDRESS, ADDRESSES_MAX), SIGNATURE)
 TOKEN: Final = record(Token, PEER, uint(U64), blob(8, 8), SIGNATURE)
 _CAUSE: Final[Field[Cause]] = converted(uint(255), Cause, int)
-ATTACHMENT: Final = record(Attachment, HASH, uint((1 << 48) - 1))
-_LINE: Final = record(
-    Line, SEAT, blob(1, 1 << 20), SCALAR, SCALAR, optional(HASH), optional(ATTACHMENT)
-)
+_LINE: Final = record(Line, SEAT, blob(1, 1 << 20), SCALAR, SCALAR, optional(HASH))
 _ADMISSION: Final = record(
     Admission,
     CARD,
@@ -181,8 +169,5 @@ def contribution_bytes(run: RunId, round: int, parent: Hash, state: int, line: L
     """What an author's signature covers: everything but its seat, which follows from who it is."""
     scalars = [SCALAR.write(value) or b"" for value in (line.loss, line.heldout)]
     numbers = round.to_bytes(8, "big"), state.to_bytes(8, "big")
-    attached = b""
-    if line.attached is not None:
-        attached = line.attached.root + line.attached.size.to_bytes(8, "big")
-    more = line.snapshot or b"", attached
-    return digest("contribution", run, parent, *numbers, line.payload, *scalars, *more)
+    named = line.snapshot or b""
+    return digest("contribution", run, parent, *numbers, line.payload, *scalars, named)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from protocol.entries import Attachment, Card, Entry, Token
+from protocol.entries import Card, Entry, Token
 from protocol.ids import Hash, PeerId
 from protocol.ledger import Write
 from protocol.messages import (
@@ -50,7 +50,6 @@ class WorkDone:
     loss: float | None
     heldout: float | None
     snapshot: Hash | None = None  # root of the snapshot whose turn it is, if it is ready
-    attached: Attachment | None = None  # its bytes are on our own disk
 
 
 @dataclass(frozen=True, slots=True)

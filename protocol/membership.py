@@ -11,7 +11,7 @@ Sources: Das, Gupta, Motivala, "SWIM" (2002); Dadgar, Phillips, Currey, "Lifegua
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -183,6 +183,17 @@ class Membership:
             self._heard_ms[peer] = now
         if self._probe is not None and self._probe.target == peer:
             self._answered(self._probe)
+
+    def call_roll(self) -> Iterator[Outgoing]:
+        """Ask everybody who is up for a sign of life."""
+        for peer in self.others_up():
+            yield peer, Ping(self._next_sequence(), self._head(), ())
+
+    def unheard_since(self, then: Millis, peers: Iterable[PeerId]) -> Iterator[PeerId]:
+        """Those of these, not this peer itself, that have sent nothing since."""
+        for peer in peers:
+            if peer != self._me and self._heard_ms.get(peer, then - 1) < then:
+                yield peer
 
     def tick(self, now: Millis) -> Iterator[Outgoing]:
         yield from self._expire(now)

@@ -17,6 +17,7 @@ from protocol.messages import Mend, MendRequest
 
 CHECK_BYTES: Final = 8  # of a chunk's name: a chance, not a foe, is what is looked for
 _TRIES: Final = 5
+_WITNESSES: Final = 2  # members that must agree with each other before we believe them
 _DIFFERING_MAX: Final = 32  # chunks; more than that is no flipped bit
 
 Place = tuple[int, Hash]
@@ -27,6 +28,7 @@ class Mending:
         self._core = core
         self._donors: tuple[PeerId, ...] = ()  # stood on the state that most share
         self._is_damaged = False
+        self._is_patched = False  # and the next entry will say whether that was all
         self._tries = 0
         self._asked: tuple[Place, PeerId] | None = None
         self._stands: Place | None = None
@@ -40,21 +42,25 @@ class Mending:
         me = self._core.me
         lines = entry.body.lines
         self._donors = tuple(seats[line.seat] for line in lines if seats[line.seat] != me)
-        self._is_damaged = True
+        self._is_damaged, self._is_patched = True, False
         self._tries += 1
-        if self._tries > _TRIES or not self._donors:
+        if len(self._donors) < _WITNESSES:
+            # One against one: nobody can say who is right, but the ledger can.
+            self._start_over("one other member's state differs from ours")
+        elif self._tries > _TRIES:
             self._start_over("the state could not be repaired")
         elif self._stands is not None:
             self._begin(self._stands)
 
     def agrees(self) -> None:
         """Our state is the one that most stand on."""
-        self._is_damaged, self._tries, self._asked = False, 0, None
+        self._is_damaged = self._is_patched = False
+        self._tries, self._asked = 0, None
 
     def stands(self, place: Place) -> None:
         """The state came to a new place."""
         self._stands = place
-        if self._is_damaged:
+        if self._is_damaged and not self._is_patched:
             self._begin(place)
 
     def _begin(self, place: Place) -> None:
@@ -93,6 +99,7 @@ class Mending:
         self._core.out.append(Patch(message.round, message.parent, message.chunks))
 
     def patched(self, event: Patched) -> None:
+        self._is_patched = True
         self._core.note(
             "error",
             "repaired",

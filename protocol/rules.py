@@ -73,9 +73,6 @@ class Rules:
     fetch from many.
     """
 
-    attachment_bytes_max: int = 1 << 32
-    """The most that a contribution may offer to be pulled beside its payload."""
-
     members_max: int = 4_096
     payload_bytes_max: int = 65_536
     joins_per_entry_max: int = 256
@@ -110,7 +107,6 @@ _MOST: Final = {
     "fanout": 64,
     "heldout_every": 1_000_000,
     "snapshot_every": 1_000_000,
-    "attachment_bytes_max": 1 << 40,
     "members_max": 65_536,
     "payload_bytes_max": 1 << 20,
     "joins_per_entry_max": 4_096,

@@ -1,7 +1,8 @@
 """A bad world, drawn from a seed; then healing.
 
 Loss, delays with and without a heavy tail, duplicates, crashes at any write, slow disks, pauses,
-clocks that leap or stand still, splits, one-way cuts, and peers that nobody can dial.
+clocks that leap or stand still, splits, one-way cuts, peers that nobody can dial, memory that
+fails, and machines so slow at replaying that they fetch snapshots.
 """
 
 import random
@@ -13,6 +14,7 @@ from protocol.rules import Quorum, Rules
 
 _HIDDEN = (0, 0, 1, 1, 2, 3)
 _LEAP_MS_MAX = 300_000
+_REPLAY_MS = 300.0  # a round
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,14 @@ class Weather:
     hidden: int = 0  # peers behind a NAT
     slow_disks: float = 0.0  # chance of each peer
     commit_ms: float = 0.0  # of a slow disk
+    flip: float = 0.0  # of a bit in somebody's state
+    snapshot_every: int = 50
+    slow_replay: float = 0.0  # chance of each peer
 
     @classmethod
-    def draw(cls, chance: random.Random) -> "Weather":
+    def draw(cls, chance: random.Random, more: random.Random) -> "Weather":
+        """`more`: for what was added later, so that the worlds of earlier seeds stay alike."""
+
         def some(most: float) -> float:
             """Often nothing, else anything up to `most`."""
             return 0.0 if chance.random() < 0.3 else most * chance.random()
@@ -62,6 +69,9 @@ class Weather:
             hidden=min(peers - 1, chance.choice(_HIDDEN)),
             slow_disks=some(0.5),
             commit_ms=chance.choice([10.0, 100.0, 600.0]),
+            flip=more.choice([0.0, 0.0, 0.02, 0.1]),
+            snapshot_every=more.choice([4, 10, 50]),
+            slow_replay=more.choice([0.0, 0.0, 0.5]),
         )
 
 
@@ -77,6 +87,8 @@ class Storm:
             peer.disk.before = self._maybe_crash
             if weather.slow_disks and chance.random() < weather.slow_disks:
                 peer.commit_ms = weather.commit_ms
+            if weather.slow_replay and chance.random() < weather.slow_replay:
+                peer.replay_ms_per_round = _REPLAY_MS
 
     def _maybe_crash(self) -> None:
         if not self.calm and self._chance.random() < self.weather.crash_at_write:
@@ -96,7 +108,15 @@ class Storm:
         if self._happens(weather.leap):
             leap = chance.choice([1_000, 10_000, _LEAP_MS_MAX])
             world.jump(chance.choice(world.up()), chance.choice([leap, -leap // 10]))
+        if self._happens(weather.flip):
+            self._flip(chance.choice(world.up()))
         self._cut()
+
+    def _flip(self, peer: SimPeer) -> None:
+        """Of a few peers the sound ones must be most, or nobody could say who is."""
+        world = self._world
+        if len(world.up()) >= 3 and peer.worker is not None:
+            peer.worker.state ^= 1 << self._chance.randrange(64)
 
     def _happens(self, rate: float) -> bool:
         return rate > 0 and self._chance.random() < rate and bool(self._world.up())
@@ -143,6 +163,9 @@ class Storm:
         links.update({peer: Link(nat=link.nat) for peer, link in links.items()})
         for peer in world.peers.values():
             peer.paused_until_ms = peer.commit_ms = 0.0
+            peer.replay_ms_per_round = None
+            if peer.worker is not None:
+                peer.worker.hurry()
             if not peer.up:
                 world.start(peer)
 
@@ -150,8 +173,14 @@ class Storm:
 def bad_world(seed: int, quorum: Quorum) -> tuple[World, Storm]:
     """The world of a seed."""
     chance = random.Random(seed)
-    weather = Weather.draw(chance)
-    rules = Rules(quorum=quorum, window_ms=1_000, deadline_ceiling_ms=3_000, deadline_floor_ms=200)
+    weather = Weather.draw(chance, random.Random(f"more of {seed}"))
+    rules = Rules(
+        quorum=quorum,
+        window_ms=1_000,
+        deadline_ceiling_ms=3_000,
+        deadline_floor_ms=200,
+        snapshot_every=weather.snapshot_every,
+    )
     founders = weather.peers if chance.random() < 0.5 else 1
     open_peers = weather.peers - weather.hidden
     own = [replace(weather.link, nat=number >= open_peers) for number in range(weather.peers)]

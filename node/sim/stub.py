@@ -115,6 +115,7 @@ class StubWorker:
         call_later: Callable[[float, Callable[[], None]], None],
     ) -> None:
         self._call_later = call_later
+        self._postponed: StartWork | None = None
         self._lag: list[Entry] = []  # to be merged, when replaying takes its time
         self._rules, self._snapshots, self._blobs, self._send = rules, snapshots, blobs, send
         self._place: tuple[int, Hash] | None = None  # None: no entry has been merged
@@ -132,6 +133,10 @@ class StubWorker:
         self._offered: tuple[bytes, ...] = ()  # in the newest payload
 
     def start_work(self, task: StartWork) -> None:
+        if self._lag or self._is_held:
+            self._postponed = task  # the state is not there yet
+            return
+        self._postponed = None
         count = self._payloads.units_per_round
         new = [self._chance.randbytes(NAME_BYTES) for _ in range(count)]
         self._offered = (*new, *self.pending)
@@ -190,6 +195,9 @@ class StubWorker:
     def _stand(self, round: int, hash: Hash) -> None:
         self._place = (round, hash)
         self._later(0.0, Applied(round, hash, self.state))
+        task = self._postponed
+        if task is not None and (task.round, task.parent) == self._place and not self._lag:
+            self.start_work(task)
         if is_taken(round, self._rules):
             self._take(round, hash)
 
@@ -200,6 +208,12 @@ class StubWorker:
         while len(self._taken) > self._snapshots.kept:
             oldest = min(self._taken)
             self._blobs.pop(self._taken.pop(oldest)[1], None)
+
+    def hurry(self) -> None:
+        """From now on replaying takes no time."""
+        self.replay_ms_per_round = None
+        if self._lag and not self._is_held:
+            self._call_later(0.0, self._replay_one)
 
     def hold(self, task: Hold) -> None:
         self._is_held = True

@@ -167,10 +167,7 @@ def crews(
     with ExitStack() as stack:
 
         def crew(name: str, first_node: int) -> Crew:
-            made = Crew(folder / name, config, network, first_node)
-            if options.keep is None:
-                stack.callback(made.remove)
-            return stack.enter_context(made)
+            return stack.enter_context(Crew(folder / name, config, network, first_node))
 
         beside = None if options.no_control else crew("control", options.peers)
         yield crew("chaos", 0), beside

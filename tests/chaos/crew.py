@@ -259,13 +259,17 @@ class Crew(Swarm):
         for peer in self.peers:
             peer.process.wait()
             self.presence[peer.name].end()
-
-    def remove(self) -> None:
-        """Everything on disk, once nothing more is to be read."""
-        for disk in self._disks:
-            subprocess.run(["umount", str(disk)], check=False)
-        self._disks.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        while self._disks:
+            _unmount(self._disks.pop())
 
     def homes(self) -> Iterator[Path]:
         return (peer.home for peer in self.peers)
+
+
+def _unmount(disk: Path) -> None:
+    """What was on it stays, in a plain folder in its place."""
+    copy = disk.with_suffix(".copy")
+    shutil.copytree(disk, copy, ignore=shutil.ignore_patterns(_BALLAST, "*.sock"))
+    subprocess.run(["umount", str(disk)], check=True)
+    disk.rmdir()
+    copy.rename(disk)

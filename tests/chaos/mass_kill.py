@@ -50,7 +50,6 @@ def mass_kill(
         took = [e.body.took_ms for e in read_chain(survivors[0].home)[: len(before)]][-64:]
         deadline_s = deadline_after_ms(took, rules) / 1000
         kept = all(chain[: len(before)] == before for chain in [*chains.values(), *final])
-        crew.remove()
     in_time = closed_s is not None and closed_s <= 2 * deadline_s
     return {
         "bench": "mass-kill",

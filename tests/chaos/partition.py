@@ -72,7 +72,6 @@ def partition(folder: Path, options: argparse.Namespace, network: Network) -> di
         during = {name: _rounds_during(peer, cut_s, mended_s) for name, peer in sides.items()}
         if options.out is not None:
             _write_log(options.out, options.quorum, sides, cut_s, mended_s)
-        crew.remove()
     shared = min(map(len, chains))
     forked = chains[0][:shared] != chains[1][:shared]
     wanted = forked if options.quorum == "any" else not forked and during["smaller"] == 0

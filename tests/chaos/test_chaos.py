@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.crew import Crew, write_run
 from tests.chaos.record import read_chain
 
@@ -46,3 +48,15 @@ def test_a_stopped_peer_is_not_dropped(tmp_path: Path) -> None:
     assert not [departure for entry in entries for departure in entry.body.departures]
     seats = {line.seat for entry in entries[before + 2 :] for line in entry.body.lines}
     assert seats == set(range(4))
+
+
+def test_a_small_disk_leaves_its_files(tmp_path: Path) -> None:
+    """What was on it can be read afterwards; nothing stays mounted."""
+    with Crew(tmp_path, tmp_path / "run.toml") as crew:
+        if not crew.small_disk(0):
+            pytest.skip("may not mount a small file system here")
+        home = tmp_path / "p1"
+        (home / "ledger").write_text("entries")
+        assert home.is_mount()
+    assert not home.is_mount()
+    assert (home / "ledger").read_text() == "entries"

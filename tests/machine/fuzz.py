@@ -258,7 +258,7 @@ class Attack:
         round = mark.round + self.chance.choice([0, 0, 0, 1])
         signature = self.chance.choice([self.bad.sign(signed), bytes(64)])
         return Contribute(
-            round, mark.hash[:8], 7, line.payload, line.loss, line.heldout, None, None, signature
+            round, mark.hash[:8], 7, line.payload, line.loss, line.heldout, None, signature
         )
 
     def evidence(self) -> Evidence:

@@ -1,6 +1,7 @@
 """One round, from contributions to the entry, in both ways of counting (P2, P3, P4, P5)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -165,6 +166,29 @@ def test_nobody_waits_for_who_came_back_in_mid_round() -> None:
     assert len(applied.entry.body.lines) == 2
 
 
+@pytest.mark.parametrize("answers", [False, True])
+def test_nobody_waits_for_the_silent(answers: bool) -> None:
+    """P4: the closer calls the roll before contributions are due. Who answers is waited for."""
+    rules = replace(RULES, window_ms=4_000, deadline_ceiling_ms=8_000)
+    door = Door(FIRST, P, rules)
+    roll_call = rules.window_ms - 2 * rules.ping_timeout_ms
+    door.hear(THIRD, contribution(START, THIRD))
+    for ms in range(0, roll_call, 250):
+        after(door, ms)
+        for peer in (SECOND, THIRD):
+            door.hear(peer, Nack(1))  # up so far
+    after(door, roll_call)
+    assert {to for targets, _ in door.sent(Ping) for to in targets} == {SECOND, THIRD}
+    door.hear(THIRD, Nack(1))
+    if answers:
+        door.hear(SECOND, Nack(1))
+    assert not any(isinstance(effect, Apply) for effect in door.work())
+    after(door, roll_call + rules.ping_timeout_ms - 1)
+    assert not door.of(Apply)
+    after(door, roll_call + rules.ping_timeout_ms)
+    assert len(door.of(Apply)) == (not answers)
+
+
 def test_nobody_waits_for_a_newcomer_in_its_first_round() -> None:
     """It hears late of the entry that let it in."""
     admitting = entry(START, FIRST, admissions=(Admission(card(OUTSIDER), token(FIRST)),))
@@ -196,6 +220,21 @@ def test_a_deputy_asks_first_and_then_closes_itself() -> None:
     saved_before_sent(door.effects, Prepare, round_key(0) + b"p")
     after(door, 20_000)
     assert door.mark.round == 1
+
+
+def test_a_proposal_does_not_depend_on_who_made_no_promise() -> None:
+    """P4: the dead may stand anywhere in the tree, and nobody knows yet that they are."""
+    order = ranking(RUN, 0, Roster(ids(7)))
+    door = Door(order[1], ids(7), replace(MAJORITY, fanout=2))
+    door.work()
+    while not door.sent(Prepare):
+        after(door, door.now + 100)
+    sent = []
+    for peer in order[3:6]:
+        door.hear(peer, Promise(0, TIP, 1, 0, None))
+        sent += [to for targets, _ in door.sent(Propose) for to in targets]
+    assert {order[0], order[2]} <= set(sent)  # its own children
+    assert {order[3], order[4]} <= set(sent)  # those of the first, which is silent
 
 
 def test_a_deputy_adopts_what_somebody_holds() -> None:
@@ -433,7 +472,7 @@ def test_a_vote_in_a_run_that_does_not_vote_is_a_fault() -> None:
 def test_absurd_rounds_only_make_us_ask(rules: Rules, round: int) -> None:
     """One question at a time, to whoever claims to know (P6)."""
     door = Door(THIRD, P, rules)
-    ahead = Contribute(round, b"elsewher", 7, b"8 bytes!", None, None, None, None, bytes(64))
+    ahead = Contribute(round, b"elsewher", 7, b"8 bytes!", None, None, None, bytes(64))
     ours = contribution(START, FIRST)
     for message in (ahead, Prepare(round, TIP, 0), Promise(round, TIP, 0, 0, None), ours):
         door.hear(FIRST, message)

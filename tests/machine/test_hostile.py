@@ -96,7 +96,7 @@ def test_an_early_contribution_with_a_false_signature_stops_nothing() -> None:
     first = entry(door.mark, OTHER)
     after = judge().follow(door.mark, first)
     good = contribution(after, OTHER)
-    bad = Contribute(1, first.hash[:8], 7, b"8 bytes!", 1.5, None, None, None, bytes(64))
+    bad = Contribute(1, first.hash[:8], 7, b"8 bytes!", 1.5, None, None, bytes(64))
     door.hear(THIRD, bad)
     door.hear(OTHER, good)
     door.hear(OTHER, Closed(first))

@@ -146,3 +146,12 @@ def test_only_a_sound_member_mends_and_only_members() -> None:
     sick = damaged()
     sick.hear(FIRST, MendRequest(1, sick.mark.hash, CHECKS))
     assert not sick.of(ServeMend)
+
+
+def test_one_against_one_nobody_is_believed() -> None:
+    """P1: a single other member may be the damaged one, so the ledger is asked instead."""
+    replica = Replica()
+    replica.hear(FIRST, Closed(entry(replica.mark, FIRST, [FIRST])))
+    assert [task.from_scratch for task in replica.of(Rebuild)] == [True]
+    replica.applied(99)
+    assert not replica.of(TakeChecks)

@@ -16,7 +16,6 @@ from protocol.blobs import chunk_id, page_id, pages_of, root_of
 from protocol.codec import CHUNK_BYTES, encode, encode_body, number_of
 from protocol.entries import (
     Admission,
-    Attachment,
     Body,
     Card,
     Cause,
@@ -99,10 +98,9 @@ def card(keys: Identity, sequence: int) -> Card:
 NEWCOMER: Final = Identity(bytes([4]) * 32)
 TOKEN: Final = mint_token(ONE, RUN, 1_800_000_000, b"nonce678")
 SNAPSHOT: Final = digest("golden snapshot")
-ATTACHED: Final = Attachment(digest("golden blob"), 5_000_000)
 LINES: Final = (
     Line(0, b"\x00\x01\x7f", 2.5, None),
-    Line(2, b"\x00\x02\x81\x05", None, 2.25, SNAPSHOT, ATTACHED),
+    Line(2, b"\x00\x02\x81\x05", None, 2.25, SNAPSHOT),
 )
 ADMISSION: Final = Admission(card(NEWCOMER, 7), TOKEN)
 DEPARTURE: Final = Departure(1, Cause.LEFT, 0, TWO.sign(leave_bytes(RUN, TWO.peer, 0)))
@@ -154,9 +152,7 @@ def messages() -> list[Message]:
         Nack(8),
         Sync(digest("golden view")[:8], HEAD),
         View(RUMORS, (card(THREE, 300),), wants_reply=True),
-        Contribute(
-            0, BODY.parent[:8], BODY.state, line.payload, *scalars, None, None, ONE.sign(signed)
-        ),
+        Contribute(0, BODY.parent[:8], BODY.state, line.payload, *scalars, None, ONE.sign(signed)),
         Prepare(12, tip, 5),
         Promise(12, tip, 5, 2, ENTRY),
         Propose(5, ENTRY),

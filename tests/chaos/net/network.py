@@ -86,9 +86,10 @@ class Network:
             self._open()
         except BaseException as error:
             self.close()
-            if isinstance(error, subprocess.CalledProcessError):
-                said = (error.stderr or "").strip() or str(error)
-                raise NetworkUnavailable(f"no network namespace can be made: {said}") from error
+            if isinstance(error, subprocess.CalledProcessError | RuntimeError):
+                said = getattr(error, "stderr", "") or str(error)
+                why = f"no network namespace can be made: {said.strip()}"
+                raise NetworkUnavailable(why) from error
             raise
         return self
 
