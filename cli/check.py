@@ -58,7 +58,17 @@ def check(
         ("parameters", f"{facts['parameters']:,}, {facts['trainable']:,} of them trained"),
         ("weights", size(facts["weights_bytes"])),
         ("peak memory", f"{size(facts['peak_bytes'])} while probing, this process in all"),
-        ("state", f"{size(facts['state_bytes'])} in a checkpoint"),
+        ("state", f"{size(facts['state_bytes'])} that all peers keep alike"),
+        (
+            "snapshot",
+            f"{size(facts['snapshot_bytes'])}, written to disk every {facts['snapshot_every']}"
+            f" rounds; the newest {facts['snapshots_kept']} stay",
+        ),
+        (
+            "disk",
+            f"{size(facts['snapshots_bytes_max'])} for snapshots at most; the ledger, which grows"
+            " with each round, comes on top",
+        ),
         (
             "samples",
             f"{facts['samples']:,} to train on, {facts['heldout_batches']} held-out batches",

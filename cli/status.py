@@ -46,6 +46,47 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("traffic", f"{size(facts['bytes_per_s'])}/s, {size(facts['bytes_out'])} sent in all"),
         ("relayed", f"{facts['relayed']} messages, {size(facts['relayed_bytes'])} for others"),
         ("digest", f"{facts['state'] or 'unknown'} at round {known(facts['state_round'])}"),
-        ("disk", size(facts["disk_bytes"])),
+        ("snapshots", snapshots(facts)),
+        ("newcomers", newcomers(facts)),
+        ("damage", damage(facts)),
+        ("disk", disk(facts)),
         ("members", f"{up} of {len(members)} up"),
     ]
+
+
+def snapshots(facts: dict[str, Any]) -> str:
+    """What newcomers can start from here."""
+    every, rounds = facts["snapshot_every"], facts["snapshots"]
+    if not rounds:
+        return f"none yet; the state goes to disk every {every} rounds"
+    listed = ", ".join(map(str, rounds))
+    return f"of {'round' if len(rounds) == 1 else 'rounds'} {listed}; one every {every} rounds"
+
+
+def newcomers(facts: dict[str, Any]) -> str:
+    """Who starts from a snapshot fetches it from members, instead of replaying every round."""
+    served, fetched = facts["chunks_served_bytes"], facts["chunks_fetched_bytes"]
+    return f"{size(served)} of snapshots sent to them, {size(fetched)} fetched by this peer"
+
+
+def damage(facts: dict[str, Any]) -> str:
+    """What was found since the process started."""
+    found = []
+    if facts["mismatches"]:
+        found.append(
+            f"weights differed from the others' in {_times(facts['mismatches'], 'round')},"
+            f" repaired {_times(facts['repairs'], 'time')}"
+        )
+    if facts["damaged_chunks"]:
+        chunks = _times(facts["damaged_chunks"], "piece")
+        found.append(f"{chunks} of snapshots damaged on this disk, and not used")
+    return "; ".join(found) or "none found since the start"
+
+
+def disk(facts: dict[str, Any]) -> str:
+    parts = ", ".join(f"{name} {size(held)}" for name, held in facts["disk"].items())
+    return f"{size(facts['disk_bytes'])}: {parts}"
+
+
+def _times(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

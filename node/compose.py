@@ -24,6 +24,7 @@ from node.metrics import Endpoint, Metrics
 from node.offline import keep_settings
 from node.perform import Shell
 from node.prober import NodeProber
+from node.room import disk_by_part
 from node.snapshots import Snapshots
 from node.stats import Stats
 from node.store import Store
@@ -413,6 +414,10 @@ class _Status:
         metrics.set("peer_messages", total.messages_out, "out")
         metrics.set("peer_refused_handshakes", counters.refused_handshakes)
         metrics.set_all("peer_drops", {str(cause): n for cause, n in counters.dropped.items()})
+        metrics.set_all("peer_disk_bytes", disk_by_part(self._node.home))
+        metrics.set("peer_chunk_bytes", self._donor.fetched_bytes, "in")
+        metrics.set("peer_chunk_bytes", self._donor.served_bytes, "out")
+        metrics.set("peer_damaged_chunks", self._snapshots.damaged)
 
     def _health(self, peer: PeerId) -> str:
         return Health(self._peer.membership.health(peer)).name.lower()
@@ -421,7 +426,7 @@ class _Status:
         peer, manifest = self._peer, self._kept.manifest
         head = peer.ledger.head
         counters = self._transport.counters()
-        total = counters.total
+        total, disk = counters.total, disk_by_part(self._node.home)
         return {
             "name": manifest.name,
             "run": self._kept.run.hex(),
@@ -459,9 +464,11 @@ class _Status:
             },
             "refused_handshakes": counters.refused_handshakes,
             "faults": sum(peer.faults.values()),
-            "disk_bytes": _folder_bytes(self._node.home),
+            "disk_bytes": sum(disk.values()),
+            "disk": disk,
+            "snapshot_every": manifest.rules.snapshot_every,
             "snapshots": self._snapshots.rounds(),
-            "snapshot_bytes": self._snapshots.disk_bytes(),
+            "snapshot_bytes": disk["snapshots"],
             "chunks_served_bytes": self._donor.served_bytes,
             "chunks_fetched_bytes": self._donor.fetched_bytes,
             "damaged_chunks": self._snapshots.damaged,
@@ -493,7 +500,3 @@ def _endpoint(node: NodeConfig, metrics: Metrics) -> Endpoint | None:
     if not port.isdigit():
         raise ConfigError(f"node.metrics = {node.metrics!r} is no host:port", "try 127.0.0.1:9100")
     return Endpoint(metrics, lambda: (True, "up"), host=host or "127.0.0.1", port=int(port))
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -52,6 +52,9 @@ METRICS: Final[Mapping[str, Spec]] = {
     "peer_refused_handshakes": Spec(Kind.COUNTER, "Connections refused"),
     "peer_digest_mismatches": Spec(Kind.COUNTER, "Rounds whose digest differed from the ledger's"),
     "peer_repairs": Spec(Kind.COUNTER, "Times that damage to the state was found and repaired"),
+    "peer_disk_bytes": Spec(Kind.GAUGE, "Disk that this peer's folder takes", "part"),
+    "peer_chunk_bytes": Spec(Kind.COUNTER, "Chunks sent to others and fetched", "direction"),
+    "peer_damaged_chunks": Spec(Kind.COUNTER, "Chunks on disk that no longer fitted their names"),
     "peer_apply_seconds": Spec(Kind.SUMMARY, "Time to apply one closed round"),
 }
 

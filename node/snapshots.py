@@ -29,6 +29,7 @@ from protocol.restore import Reader
 KEPT: Final = 2
 _LEASE_S: Final = 60.0  # a snapshot that somebody is fetching is not collected
 _LEASED_MAX: Final = 1  # beside those that are kept anyway
+ON_DISK_MAX: Final = KEPT + _LEASED_MAX + 2  # and the newest of all, and one being written
 _PARTIAL_KEPT_S: Final = 86_400.0
 _PARTIAL: Final = ".part"
 
@@ -267,9 +268,6 @@ class Snapshots:
             is_fresh = time.time() - path.stat().st_mtime < _PARTIAL_KEPT_S
             if path.name not in known and not (is_fetch and is_fresh):
                 path.unlink(missing_ok=True)
-
-    def disk_bytes(self) -> int:
-        return sum(p.stat().st_blocks * 512 for p in self._folder.iterdir() if p.is_file())
 
     def _path(self, root: Hash) -> Path:
         return self._folder / f"{root.hex()}.safetensors"

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from protocol.anchors import anchor_places
-from protocol.codec import encode, encode_body, number_of
+from protocol.blobs import chunk_id, page_id, pages_of, root_of
+from protocol.codec import CHUNK_BYTES, encode, encode_body, number_of
 from protocol.entries import (
     Admission,
     Body,
@@ -231,6 +232,7 @@ def hashes() -> object:
                 "hash": roster.hash.hex(),
             },
         },
+        "blob": blob(),
         "signed": {
             "card": card_bytes(RUN, signed.peer, signed.sequence, signed.addresses).hex(),
             "token": token_bytes(RUN, TOKEN.minter, TOKEN.expires_s, TOKEN.nonce).hex(),
@@ -239,6 +241,20 @@ def hashes() -> object:
             "contribution": contribution_bytes(RUN, 0, BODY.parent, BODY.state, line).hex(),
             "relay": relay_bytes(RUN, ONE.peer, TWO.peer, 7, 1, INSIDE).hex(),
         },
+    }
+
+
+def blob() -> object:
+    """Two chunks, the second of 5 bytes."""
+    data = bytes(n % 251 for n in range(CHUNK_BYTES + 5))
+    names = chunk_id(data[:CHUNK_BYTES]), chunk_id(data[CHUNK_BYTES:])
+    (page,) = pages_of(b"".join(names))
+    return {
+        "bytes": "byte n is n % 251",
+        "size": len(data),
+        "chunks": plain(names),
+        "page": page_id(page).hex(),
+        "root": root_of(len(data), page).hex(),
     }
 
 

@@ -1,15 +1,18 @@
 """What a person meets: errors of two lines with a next step, stable exit codes, JSON."""
 
 import json
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cli import app
+from cli import app, status
 from node import bootstrap
 from node.config import load_run_file
+from node.room import PARTS, disk_by_part
 from node.store import Store
 from protocol.entries import Token
 from protocol.identity import Identity
@@ -88,6 +91,18 @@ def test_check_measures(peer: Run, tmp_path: Path) -> None:
     assert facts["work_per_round"] == 4
     assert 4 < facts["payload_bytes"] < 8
     assert facts["heldout_loss"] > 0
+    assert facts["state_bytes"] < facts["snapshot_bytes"] < facts["state_bytes"] + 8_000
+    assert facts["snapshots_bytes_max"] == 5 * facts["snapshot_bytes"]
+    assert facts["snapshot_every"] == 10
+
+
+def test_check_says_what_disk_it_takes(peer: Run, tmp_path: Path) -> None:
+    code, out, err = peer("check", str(write_run(tmp_path, snapshot_every=7)))
+    assert code == 0, err
+    said = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert said["snapshot"].endswith("written to disk every 7 rounds; the newest 2 stay")
+    assert "for snapshots at most" in said["disk"]
+    assert "checkpoint" not in out
 
 
 @pytest.mark.parametrize(
@@ -175,6 +190,67 @@ def test_no_peer_is_running(peer: Run, tmp_path: Path) -> None:
         code, _, err = peer(command, "--home", str(tmp_path))
         assert code == 5, command
         complaint(err)
+
+
+FACTS: dict[str, Any] = {
+    "snapshot_every": 50,
+    "snapshots": [],
+    "chunks_served_bytes": 0,
+    "chunks_fetched_bytes": 0,
+    "mismatches": 0,
+    "repairs": 0,
+    "damaged_chunks": 0,
+    "disk_bytes": 3_000,
+    "disk": {"ledger": 2_000, "snapshots": 1_000},
+}
+
+
+def test_status_of_a_peer_to_which_nothing_has_happened() -> None:
+    assert status.snapshots(FACTS) == "none yet; the state goes to disk every 50 rounds"
+    assert status.newcomers(FACTS) == "0 B of snapshots sent to them, 0 B fetched by this peer"
+    assert status.damage(FACTS) == "none found since the start"
+    assert status.disk(FACTS) == "3.0 KB: ledger 2.0 KB, snapshots 1.0 KB"
+
+
+def test_status_tells_of_snapshots_newcomers_and_damage() -> None:
+    facts = {
+        **FACTS,
+        "snapshots": [100, 150],
+        "chunks_served_bytes": 2_500_000,
+        "chunks_fetched_bytes": 1_000,
+        "mismatches": 2,
+        "repairs": 1,
+        "damaged_chunks": 3,
+    }
+    assert status.snapshots(facts) == "of rounds 100, 150; one every 50 rounds"
+    assert status.newcomers(facts).startswith("2.5 MB of snapshots sent to them, 1.0 KB fetched")
+    assert status.damage(facts) == (
+        "weights differed from the others' in 2 rounds, repaired 1 time;"
+        " 3 pieces of snapshots damaged on this disk, and not used"
+    )
+
+
+def test_disk_is_counted_by_what_it_is_for(tmp_path: Path) -> None:
+    """P7: what files hold, not how long they claim to be."""
+    (tmp_path / "snapshots").mkdir()
+    written = {
+        "peer.db": "ledger",
+        "peer.db-wal": "ledger",
+        "events.jsonl.1": "log",
+        "snapshots/aa.part": "snapshots",
+        "identity": "other",
+    }
+    assert set(disk_by_part(tmp_path).values()) == {0}
+    expected = dict.fromkeys(PARTS, 0)
+    for name, part in written.items():
+        (tmp_path / name).write_bytes(b"x" * 10_000)
+        os.sync()
+        expected[part] += (tmp_path / name).stat().st_blocks * 512
+    with (tmp_path / "snapshots" / "aa.part").open("ab") as file:
+        file.truncate(1 << 30)
+    found = disk_by_part(tmp_path)
+    assert found == expected
+    assert 10_000 <= found["snapshots"] < 1 << 20
 
 
 def test_not_a_patch(peer: Run, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Snapshots on a real disk: the same bytes everywhere, taken beside the work, checked, bounded."""
 
 import random
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,28 @@ def test_a_state_is_one_string_of_bytes_however_it_is_held() -> None:
     assert b"".join(one.chunk(n) for n in range(one.chunks)) == one.read(0, one.size)
 
 
+def test_the_bytes_are_laid_out_as_published() -> None:
+    """protocol/README.md, section 18: another implementation must come to the same root."""
+    state = {
+        "b": torch.tensor([[1.0, 2.0], [3.0, 4.0]]).T,
+        "a": torch.tensor([-1], dtype=torch.int8),
+        "é": torch.tensor([1.0]),
+        "last": torch.tensor([7], dtype=torch.int64),
+    }
+    stream = StateStream(state, {"run": "ff", "round": "50", "format": "1", "entry": "00"})
+    header = (
+        b'{"__metadata__":{"entry":"00","format":"1","round":"50","run":"ff"},'
+        b'"last":{"dtype":"I64","shape":[1],"data_offsets":[0,8]},'
+        b'"b":{"dtype":"F32","shape":[2,2],"data_offsets":[8,24]},'
+        b'"\\u00e9":{"dtype":"F32","shape":[1],"data_offsets":[24,28]},'
+        b'"a":{"dtype":"I8","shape":[1],"data_offsets":[28,29]}}'
+    )
+    header = header.ljust(320 - 8)
+    data = struct.pack("<q5fb", 7, 1, 3, 2, 4, 1, -1)
+    expected = len(header).to_bytes(8, "little") + header + data
+    assert stream.read(0, stream.size) == expected
+
+
 def test_what_is_taken_is_loaded_and_is_a_safetensors_file(shelf: Shelf) -> None:
     record = shelf.take()
     assert same(shelf.snapshots.load(record), tensors())
@@ -181,6 +204,18 @@ def test_two_newest_of_all_and_what_is_being_fetched_stay(shelf: Shelf) -> None:
     shelf.take()
     assert shelf.snapshots.rounds() == [150, 200]
     assert len(list((shelf.home / "snapshots").iterdir())) == 2
+
+
+def test_the_most_that_are_on_disk_at_once(shelf: Shelf) -> None:
+    """What `peer check` asks room for: the worst case, and the one that is being written then."""
+    oldest: Record | None = None
+    for round in (50, 100, 150, 170):
+        shelf.replica.round, shelf.replica.hash = round, Hash(bytes([round]) * 32)
+        record = shelf.take()
+        oldest = oldest or record
+        assert shelf.snapshots.read(oldest.root, Level.CHUNK, 0), "somebody is fetching it"
+    assert shelf.snapshots.rounds() == [50, 100, 150, 170]
+    assert len(list((shelf.home / "snapshots").iterdir())) + 1 == module.ON_DISK_MAX
 
 
 def damage(path: Path, how: str) -> None:
