@@ -20,12 +20,11 @@ from protocol.entries import Entry
 from protocol.ids import Hash, PeerId, RunId, digest
 from protocol.ledger import round_key
 from protocol.messages import Contribute
-from protocol.restore import Reader, entry_at
+from protocol.restore import Reader, entry_at, roster_at
 from protocol.roster import Roster
 
 SETTLED_ROUNDS: Final = 64  # how far back own work is looked up; older is too late to be offered
 _TELL_S: Final = 0.5
-_ROSTER_IN_MARK: Final = slice(40, 72)
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 Place = tuple[int, Hash]  # the round that is open, and the entry before it
@@ -53,7 +52,7 @@ class Replica:
         self.method = method
         self.guard = StateGuard()
         self._initial_state = initial_state
-        self._run, self._me, self._founders = run, me, founders
+        self._run, self._me, self.founders = run, me, Roster(founders)
         self.round, self.hash = 0, Hash(run)
         self._roster: tuple[Place, Roster] | None = None  # of the open round, once it was wanted
 
@@ -88,6 +87,8 @@ class Replica:
         changed = 0
         with self.guard.writing():
             stream = self.stream()
+            for number, data in chunks:
+                stream.check(number, data)
             for number, data in chunks:
                 found, count = stream.write(number, data)
                 names |= dict.fromkeys(found)
@@ -163,23 +164,10 @@ class Replica:
                 self.method.settled(round, message.payload)
 
     def _roster_here(self, disk: Reader) -> Roster | None:
-        """Of the open round: remembered, or from the nearest mark before it and the entries
-        since.
-        """
+        """Of the open round."""
         if self._roster is not None and self._roster[0] == self.place:
             return self._roster[1]
-        roster, start = Roster(self._founders), 0
-        for key, mark in disk.scan("marks"):
-            at = int.from_bytes(key, "big")
-            kept = disk.get("rosters", mark[_ROSTER_IN_MARK])
-            if start < at <= self.round and kept is not None:
-                roster, start = Roster.decode(kept), at
-        for between in range(start, self.round):
-            entry = entry_at(disk, between)
-            if entry is None:
-                return None
-            roster = roster.after(entry.body)
-        return roster
+        return roster_at(disk, self.founders, self.round)
 
 
 def is_on_chain(disk: Reader, round: int, name: bytes) -> bool:

@@ -20,7 +20,7 @@ from node.durable import sync
 from node.ports import Disk
 from node.store import StoreError, StoreFull
 from protocol.blobs import Bits, chunk_count, chunk_id, chunk_length, page_id, pages_of, root_of
-from protocol.codec import CHUNK_BYTES
+from protocol.codec import CHUNK_BYTES, MAP_BYTES_MAX
 from protocol.ids import ID_BYTES, Hash
 from protocol.ledger import Write
 from protocol.messages import BlobOffer, Level
@@ -107,6 +107,8 @@ class Snapshots:
                     return None
                 record, bits = self._partial[root]
                 have = bits.encode()
+                if len(have) > MAP_BYTES_MAX:
+                    return None  # once it is whole
             pages = tuple(map(page_id, pages_of(record.chunk_ids)))
             return BlobOffer(root, record.size, pages, have)
 
@@ -289,11 +291,14 @@ class SnapshotReader:
 
 
 def _load(path: Path, record: Record) -> dict[str, Tensor] | None:
-    """None unless every chunk fits its name."""
+    """None unless every chunk fits its name, and the file is of the record's place."""
     if _sound_chunks(path, record).total() < chunk_count(record.size):
         return None
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
+            told = file.metadata() or {}
+            if (told.get("round"), told.get("entry")) != (str(record.round), record.entry.hex()):
+                return None  # of another place, or of a chain that is no longer ours
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return None

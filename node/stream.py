@@ -74,13 +74,17 @@ class StateStream:
             found.append(part.words[first:last].cpu().numpy().tobytes())
         return b"".join(found)
 
+    def check(self, number: int, data: bytes) -> None:
+        """Raises ValueError for a chunk that this state does not have."""
+        if number >= self.chunks or len(data) != self.length(number):
+            raise ValueError(f"the state has no chunk {number} of {len(data)} bytes")
+
     def write(self, number: int, data: bytes) -> tuple[list[str], int]:
         """Put a chunk in its place. Returns the tensors that it changed, and how many bytes of
         them. Raises ValueError for a chunk that this state does not have.
         """
+        self.check(number, data)
         start = number * CHUNK_BYTES
-        if number >= self.chunks or len(data) != chunk_length(self.size, number):
-            raise ValueError(f"the state has no chunk {number} of {len(data)} bytes")
         names: list[str] = []
         changed = 0
         for part, first, last in self._within(start, start + len(data)):

@@ -235,7 +235,7 @@ class TrainingWorker:
 
     def _apply(self, task: Apply) -> None:
         replica = self._replica
-        self._compare_roots(task.entry)
+        self._compare_roots(task.entry, len(task.seats))
         if task.entry.round < replica.round or self._is_held:
             return  # a snapshot was past it, or will be
         far = self._target[0] - replica.round > _FAR_ROUNDS
@@ -255,9 +255,11 @@ class TrainingWorker:
         if self._target == replica.place:
             self._tell_state()  # while catching up, only the last digest is worth its time
 
-    def _compare_roots(self, entry: Entry) -> None:
+    def _compare_roots(self, entry: Entry, members: int) -> None:
         """P1, byte for byte: is our snapshot the one that most have?"""
-        agreed = established(entry, self._place.rules)
+        if named_in(entry.round, self._place.rules) is None:
+            return
+        agreed = established(entry, self._place.rules, members)
         ours = None if agreed is None else self._on_chain(agreed.round)
         if agreed is None or ours is None or ours.root == agreed.root:
             return
@@ -269,7 +271,7 @@ class TrainingWorker:
         """From the chain on disk, as far as it leads; says how fast that goes."""
         replica = self._replica
         first, told_s, told_round = replica.round, time.monotonic(), replica.round
-        while not self._is_held and not self._stop.is_set() and replica.round < self._target[0]:
+        while not self._should_pause() and replica.round < self._target[0]:
             if not replica.step(self._disk):
                 return  # the chain moved under us; a rebuild is queued
             if is_taken(replica.round, self._place.rules):
@@ -281,10 +283,14 @@ class TrainingWorker:
         if replica.place == self._target:
             self._tell_state()
 
+    def _should_pause(self) -> bool:
+        """A snapshot is awaited, or here; or we are to end."""
+        return self._is_held or self._urgent.is_set() or self._stop.is_set()
+
     def _tell_behind(self, first: int, ms_per_round: float) -> None:
         now, target = self._replica.round, self._target[0]
         self._reports.progress("replaying round", now - first, target - first)
-        found = snapshots_on_chain(self._disk, target, self._place.rules)
+        found = snapshots_on_chain(self._disk, self._replica.founders, target, self._place.rules)
         ahead = sorted(
             (snapshot for snapshot in found if snapshot.round > now),
             key=lambda one: (self._snapshots.partial_bytes(one.root), one.round),
@@ -306,7 +312,9 @@ class TrainingWorker:
             self._catch_up()
 
     def _agreed(self, head: int) -> "_Agreed":
-        found = snapshots_on_chain(self._disk, head, self._place.rules, _TRUSTED_SNAPSHOTS)
+        found = snapshots_on_chain(
+            self._disk, self._replica.founders, head, self._place.rules, _TRUSTED_SNAPSHOTS
+        )
         return _Agreed(self._snapshots, {snapshot.root for snapshot in found})
 
     def _restore(self, task: Restore) -> None:
@@ -321,9 +329,9 @@ class TrainingWorker:
         """A snapshot that was fetched, unless the chain has left it behind."""
         entry = self._disk.get("chain", round_key(snapshot.round - 1))
         record = self._snapshots.finish(snapshot.root, snapshot.round, entry or b"")
-        if not is_on_chain(self._disk, snapshot.round, record.entry):
+        is_ahead = snapshot.round > self._replica.round
+        if not is_ahead or not is_on_chain(self._disk, snapshot.round, record.entry):
             return
-        self._reports.progress("loading the snapshot of round", snapshot.round, snapshot.round)
         tensors = self._snapshots.load(record)
         if tensors is None:
             return  # the disk lost what was checked when it came; it is fetched again
@@ -341,6 +349,7 @@ class TrainingWorker:
         self._urgent.clear()
         place = (task.round, task.parent)
         if self._replica.place != place:
+            self._catch_up()
             return  # it came too late; what is damaged still is, at the next place
         try:
             names, changed = self._replica.patch(task.chunks)

@@ -27,6 +27,7 @@ _PATIENCE_MS: Final = 4_000  # nothing came for so long: others are asked
 _REST_MS: Final = 8_000  # a silent holder rests, twice as long each time
 _HOLDERS_MAX: Final = 64
 _STRIKES_MAX: Final = 6
+_SILENCES_MAX: Final = 3  # in a row
 
 
 def chunk_id(data: bytes) -> Hash:
@@ -225,7 +226,7 @@ class Fetch:
         if wait_ms:
             holder.rests_until_ms = max(holder.rests_until_ms, now + wait_ms)
         elif self._strike(holder):
-            del self._holders[sender]
+            self._release(self._holders.pop(sender))
         self.ask(now)
 
     def _lacks(self, holder: _Holder, level: Level, number: int) -> None:
@@ -265,6 +266,8 @@ class Fetch:
                 holder.strikes += 1
                 holder.window = _WINDOW_FIRST
                 holder.rests_until_ms = now + (_REST_MS << min(holder.strikes - 1, 4))
+        for peer in [p for p, h in self._holders.items() if h.strikes >= _SILENCES_MAX]:
+            self._release(self._holders.pop(peer))
         self.ask(now)
 
     # Pieces
@@ -315,7 +318,8 @@ class Fetch:
     def _take(self, level: Level, number: int, data: bytes) -> bool:
         if level is Level.PAGE:
             is_news = number not in self._pages and not self._names
-            self._pages[number] = data
+            if is_news:
+                self._pages[number] = data
             if is_news and len(self._pages) == len(self._page_ids):
                 self._names = b"".join(self._pages[at] for at in range(len(self._pages)))
                 self._pages.clear()

@@ -27,6 +27,7 @@ TABLES: Final = (
     "meta",
     "snapshots",
 )
+_ROSTER_IN_MARK: Final = slice(40, 72)
 _REPLY_BYTES: Final = 1 << 20
 _REPLY_ENTRIES: Final = 256
 _SNAPSHOT_PERIODS: Final = 8  # nobody keeps older ones
@@ -51,12 +52,36 @@ def entry_named(disk: Reader, name: Hash) -> Entry | None:
     return None if raw is None else decode_entry(raw)
 
 
-def snapshots_on_chain(disk: Reader, head: int, rules: Rules, most: int = 2) -> list[SnapshotAt]:
+def roster_at(disk: Reader, founders: Roster, round: int) -> Roster | None:
+    """Of `round`: from the nearest mark before it and the entries since. None if the chain on disk
+    does not lead there.
+    """
+    roster, start = founders, 0
+    for key, mark in disk.scan("marks"):
+        at = int.from_bytes(key, "big")
+        if at > round:
+            break
+        kept = disk.get("rosters", mark[_ROSTER_IN_MARK])
+        if kept is not None:
+            roster, start = Roster.decode(kept), at
+    for between in range(start, round):
+        entry = entry_at(disk, between)
+        if entry is None:
+            return None
+        roster = roster.after(entry.body)
+    return roster
+
+
+def snapshots_on_chain(
+    disk: Reader, founders: Roster, head: int, rules: Rules, most: int = 2
+) -> list[SnapshotAt]:
     """The newest snapshots whose roots the first `head` entries of the chain establish."""
     found: list[SnapshotAt] = []
     for round in naming_rounds(head, rules):
-        entry = entry_at(disk, round)
-        snapshot = None if entry is None else established(entry, rules)
+        entry, roster = entry_at(disk, round), roster_at(disk, founders, round)
+        snapshot = None
+        if entry is not None and roster is not None:
+            snapshot = established(entry, rules, len(roster))
         if snapshot is not None:
             found.append(snapshot)
         if len(found) >= most or head - round > _SNAPSHOT_PERIODS * rules.snapshot_every:

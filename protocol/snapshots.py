@@ -1,7 +1,8 @@
 """Which rounds have a snapshot, and how its root gets into the ledger.
 
 Everybody puts the state of the same rounds on disk. Half a period later, when that is surely done,
-contributions name its root; the root that most of an entry's lines name is in the ledger for good.
+contributions name its root; the root that most of the round's members name is in the ledger for
+good.
 """
 
 from collections import Counter
@@ -38,13 +39,13 @@ def naming_rounds(head: int, rules: Rules) -> range:
     return range(newest, lag, -every)
 
 
-def established(entry: Entry, rules: Rules) -> SnapshotAt | None:
-    """The snapshot whose root most of this entry's lines name."""
+def established(entry: Entry, rules: Rules, members: int) -> SnapshotAt | None:
+    """The snapshot whose root most of the round's members name in this entry's lines."""
     round = named_in(entry.round, rules)
     if round is None:
         return None
     counts = Counter(line.snapshot for line in entry.body.lines if line.snapshot is not None)
     for root, count in counts.items():
-        if 2 * count > len(entry.body.lines):
+        if 2 * count > members:
             return SnapshotAt(round, root)
     return None

@@ -44,7 +44,8 @@ class _Order:
     holders: tuple[PeerId, ...]  # surely have it
     asked_ms: Millis
     is_opening: bool = False
-    asked: set[PeerId] = field(default_factory=set)
+    asked: set[PeerId] = field(default_factory=set)  # in this turn
+    invited: set[PeerId] = field(default_factory=set)  # asked at any time: they may offer
 
 
 class Transfers:
@@ -111,11 +112,12 @@ class Transfers:
         first = [peer for peer in order.holders if peer not in order.asked]
         chosen = [*first, *core.dice.pick(fresh, _ASKED_AT_ONCE)]
         order.asked.update(chosen)
+        order.invited.update(chosen)
         core.send(chosen, BlobRequest(order.fetch.root))
 
     def on_offer(self, sender: PeerId, message: BlobOffer) -> None:
         order = self._orders.get(message.root)
-        if order is not None:
+        if order is not None and sender in order.invited:
             order.fetch.on_offer(sender, message, self._core.now)
 
     def on_refused(self, sender: PeerId, message: PieceRefused) -> None:

@@ -34,6 +34,7 @@ from protocol.ids import Hash, PeerId, digest
 from protocol.ledger import round_key
 from protocol.messages import Mend, Message
 from protocol.restore import Reader, entry_named, snapshots_on_chain
+from protocol.roster import Roster
 from protocol.rules import Rules
 from protocol.snapshots import is_taken, named_in
 
@@ -113,7 +114,9 @@ class StubWorker:
         blobs: dict[Hash, SimBlob],
         send: Callable[[bytes, Message], None],
         call_later: Callable[[float, Callable[[], None]], None],
+        founders: Roster,
     ) -> None:
+        self._founders = founders
         self._call_later = call_later
         self._postponed: StartWork | None = None
         self._lag: list[Entry] = []  # to be merged, when replaying takes its time
@@ -187,7 +190,7 @@ class StubWorker:
         ms = self.replay_ms_per_round or 0.0
         if self._lag:
             target = self._lag[-1].round + 1
-            found = snapshots_on_chain(self._disk, target, self._rules)
+            found = snapshots_on_chain(self._disk, self._founders, target, self._rules)
             ahead = tuple(one for one in found if one.round > entry.round + 1)
             self._later(0.0, Behind(entry.round + 1, target, ms, ahead))
             self._call_later(ms, self._replay_one)

@@ -276,6 +276,7 @@ class World:
             who.blobs,
             send,
             call_later,
+            Roster(self._founders),
         )
         worker.replay_ms_per_round = who.replay_ms_per_round
         who.worker = worker

@@ -200,6 +200,39 @@ def test_who_has_less_than_it_says_is_believed_less_and_less() -> None:
     swarm.run(TWO)
 
 
+def test_a_holder_that_collects_its_copy_loses_nothing_for_us() -> None:
+    """P4: it is dropped after some refusals, and all that it still owed is asked of others."""
+    swarm = Swarm(100 * CHUNK_BYTES)
+    swarm.offer(ONE)
+    swarm.answer(ONE)
+    for _ in range(3):
+        swarm.answer(ONE)  # its window grows
+    while swarm.fetch.holders:
+        level, number = swarm.asked[ONE].pop()
+        swarm.fetch.on_refused(ONE, level, (number,), 0, swarm.now)
+    swarm.offer(TWO)
+    swarm.run(TWO)
+
+
+def test_the_silent_make_room() -> None:
+    """P6: identities that offer and never send cannot keep the others out."""
+    swarm = Swarm()
+    silent = ids(80)[10:]
+    for holder in silent:
+        swarm.offer(holder)
+    for _ in range(10):
+        swarm.now = Millis(swarm.now + 40_000)
+        swarm.fetch.tick(swarm.now)
+    assert swarm.fetch.holders < 64
+    swarm.offer(ONE)
+    swarm.asked = {ONE: swarm.asked.get(ONE, [])}
+    while not swarm.fetch.is_whole:
+        swarm.now = Millis(swarm.now + 5_000)
+        swarm.fetch.tick(swarm.now)
+        swarm.answer(ONE)
+        assert swarm.now < 10_000_000
+
+
 def test_a_repeated_chunk_is_counted_and_dropped() -> None:
     swarm = Swarm()
     swarm.offer(ONE)

@@ -199,20 +199,22 @@ def test_each_snapshot_is_named_once_and_found_again(every: int) -> None:
     assert list(naming_rounds(200, rules)) == found[::-1]
 
 
-def test_a_root_is_in_the_ledger_when_most_lines_name_it() -> None:
+def test_a_root_is_in_the_ledger_when_most_members_name_it() -> None:
     rules = Rules(snapshot_every=10)
     right, wrong = Hash(b"r" * 32), Hash(b"w" * 32)
 
-    def after(*roots: Hash | None, round: int = 15) -> SnapshotAt | None:
+    def after(*roots: Hash | None, round: int = 15, members: int = 3) -> SnapshotAt | None:
         lines = tuple(Line(n, b"8 bytes!", None, None, root) for n, root in enumerate(roots))
         body = Body(round, Hash(bytes(32)), 0, 0, 0, lines, (), ())
-        return established(Entry(body, b"", b"", ()), rules)
+        return established(Entry(body, b"", b"", ()), rules, members)
 
     assert after(right, right, wrong) == SnapshotAt(10, right)
-    assert after(right, right, None, None) is None
+    assert after(right, right, None, None, members=4) is None
     assert after(right, wrong) is None
     assert after(None) is None
-    assert after(right, round=16) is None
+    assert after(right) is None, "the others are members too, and said nothing"
+    assert after(right, members=1) == SnapshotAt(10, right)
+    assert after(right, members=1, round=16) is None
 
 
 def test_a_root_that_the_ledger_does_not_know_is_nobodys_business() -> None:

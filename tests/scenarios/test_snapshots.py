@@ -37,7 +37,11 @@ def newcomer(world: World) -> SimPeer:
 def test_roots_get_into_the_ledger_by_what_most_say() -> None:
     """P1: everybody's snapshot of a round is the same, byte for byte."""
     world = long_run()
-    found = [snapshots_on_chain(who.disk, who.peer.ledger.head.round, RULES) for who in world.up()]
+    founders = world.peers["p0"].peer.ledger.genesis.roster
+    found = [
+        snapshots_on_chain(who.disk, founders, who.peer.ledger.head.round, RULES)
+        for who in world.up()
+    ]
     assert [one.round for one in found[0]] == [24, 16]
     assert all(one[1:] == found[0][1:] for one in found)
     roots = {root for who in world.up() for root in who.blobs}

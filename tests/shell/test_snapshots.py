@@ -53,7 +53,7 @@ class Replica:
         return self.round, self.hash
 
     def stream(self) -> StateStream:
-        return StateStream(self.state, {"round": str(self.round)})
+        return StateStream(self.state, {"round": str(self.round), "entry": self.hash.hex()})
 
     def merge(self) -> None:
         with self.guard.writing():
@@ -247,6 +247,15 @@ def test_a_damaged_file_is_noticed_and_its_sound_chunks_are_kept(shelf: Shelf, h
         shelf.snapshots.put(record.root, number, chunks[number])
     again = shelf.snapshots.finish(record.root, 50, record.entry)
     assert same(shelf.snapshots.load(again), tensors())
+
+
+def test_a_snapshot_of_another_chain_is_not_taken_for_ours(shelf: Shelf) -> None:
+    """Its bytes are sound and its place is not: the file says which chain it is of."""
+    record = shelf.take()
+    shelf.snapshots.drop(record.root)
+    shelf.snapshots.open(record.root, record.size, record.chunk_ids)
+    other = shelf.snapshots.finish(record.root, 50, b"another entry".ljust(32))
+    assert shelf.snapshots.load(other) is None
 
 
 def test_a_torn_record_is_as_good_as_none(shelf: Shelf) -> None:

@@ -1,0 +1,166 @@
+"""The trainer's thread between two ways of catching up: what comes first, and what it leads to."""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from node.methods.base import Contribution, RoundContext, WorkResult
+from node.snapshots import Snapshots
+from node.store import Store
+from node.stream import StateStream
+from node.worker import Place, Reports, Trainer, TrainingWorker
+from protocol.blobs import chunk_id, root_of
+from protocol.events import Applied, Event, Hold, Rebuild, Restore, StartWork, WorkDone
+from protocol.ids import Hash, PeerId, RunId
+from protocol.ledger import Ledger, Mark
+from protocol.rules import Rules
+from protocol.snapshots import SnapshotAt
+from tests.machine.making import RUN, entry, genesis, ids, judge
+
+(ME,) = ids(1)
+ROUNDS = 60
+RULES = Rules(snapshot_every=1_000, window_ms=1)
+
+
+class Counting:
+    """A method whose state is the number of merges; `gate` lets one through at a time."""
+
+    def __init__(self) -> None:
+        self.count = torch.zeros(1, dtype=torch.int64)
+        self.gate = threading.Semaphore(0)
+        self.waits = threading.Event()
+
+    def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
+        self.waits.set()
+        self.gate.acquire()
+        self.count += 1
+
+    def work(self, round: RoundContext) -> WorkResult:
+        return WorkResult(b"8 bytes!", None)
+
+    def state_digest(self, key: int) -> int:
+        return int(self.count)
+
+    def replicated_state(self) -> dict[str, Tensor]:
+        return {"count": self.count}
+
+    def load_replicated_state(self, state: Mapping[str, Tensor]) -> None:
+        self.count.copy_(state["count"])
+
+
+class Bench:
+    """A worker with a chain of so many rounds on its disk, and a snapshot that was fetched."""
+
+    def __init__(self, home: Path, snapshot_round: int) -> None:
+        self.store = Store.open(home)
+        self.marks = self._write_chain()
+        self.method = Counting()
+        self.snapshots = Snapshots(home, self.store, 1_000)
+        self.events: list[Event] = []
+        self.told = threading.Condition()
+        trainer = Trainer(
+            self.method,  # type: ignore[arg-type]
+            lambda: 0.0,
+            lambda: {"count": torch.zeros(1, dtype=torch.int64)},
+        )
+        place = Place(RunId(RUN), ME, (ME,), RULES)
+        reports = Reports(
+            self._post, lambda to, message: None, lambda note: None, _fail,
+            lambda what, done, total: None, lambda seconds: None,
+        )  # fmt: skip
+        self.worker = TrainingWorker(trainer, place, self.store, self.snapshots, reports)
+        self.snapshot = self._fetched(snapshot_round)
+
+    def _write_chain(self) -> list[Mark]:
+        mark = genesis([ME])
+        ledger, marks = Ledger(judge(RULES), [ME]), [mark]
+        for _ in range(ROUNDS):
+            self.store.commit(ledger.extend(entry(ledger.head, ME)))
+            marks.append(ledger.head)
+        return marks
+
+    def _fetched(self, round: int) -> SnapshotAt:
+        meta = {"format": "1", "run": RUN.hex(), "round": str(round)}
+        meta["entry"] = self.marks[round].hash.hex()
+        stream = StateStream({"count": torch.tensor([round])}, meta)
+        names = chunk_id(stream.chunk(0))
+        root = root_of(stream.size, names)
+        self.snapshots.open(root, stream.size, names)
+        self.snapshots.put(root, 0, stream.chunk(0))
+        return SnapshotAt(round, root)
+
+    def _post(self, event: Event) -> None:
+        with self.told:
+            self.events.append(event)
+            self.told.notify_all()
+
+    def rebuild(self) -> None:
+        head = self.marks[-1]
+        self.worker.rebuild(
+            Rebuild(head.round, head.hash, switched=False, from_scratch=False, reason="start")
+        )
+
+    def let_through(self, merges: int) -> None:
+        for _ in range(merges):
+            self.method.gate.release()
+
+    def wait_for(self, kind: type[Event]) -> Event:
+        with self.told:
+            found = self.told.wait_for(
+                lambda: next((one for one in self.events if isinstance(one, kind)), None), 60
+            )
+        assert found is not None
+        return found
+
+
+def _fail(error: BaseException) -> None:
+    raise error
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path / "home", request.param)
+    bench.worker.start()
+    yield bench
+    bench.let_through(10 * ROUNDS)
+    bench.worker.close(30.0)
+    bench.store.close()
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
+def test_a_snapshot_cuts_a_replay_short(bench: Bench) -> None:
+    """It came while the first of many rounds was merged: the rest up to it are not."""
+    bench.rebuild()
+    assert bench.method.waits.wait(60)
+    bench.worker.restore(Restore(bench.snapshot))
+    bench.let_through(1 + ROUNDS - 50)
+    applied = bench.wait_for(Applied)
+    assert applied == Applied(ROUNDS, bench.marks[-1].hash, ROUNDS)
+
+
+@pytest.mark.parametrize("bench", [2], indirect=True)
+def test_a_snapshot_that_comes_too_late_does_not_lead_back(bench: Bench) -> None:
+    bench.rebuild()
+    bench.let_through(5)
+    while int(bench.method.count) < 5:
+        bench.method.waits.wait(60)
+    bench.worker.restore(Restore(bench.snapshot))
+    bench.let_through(ROUNDS - 5)
+    assert bench.wait_for(Applied) == Applied(ROUNDS, bench.marks[-1].hash, ROUNDS)
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
+def test_work_that_waited_for_a_snapshot_is_done(bench: Bench) -> None:
+    """P4: whoever is alone closes no round without it."""
+    bench.worker.hold(Hold("a snapshot is on its way"))
+    head = bench.marks[-1]
+    bench.worker.start_work(StartWork(head.round, head.hash, (PeerId(ME),), heldout=False))
+    bench.let_through(ROUNDS)
+    bench.worker.restore(Restore(bench.snapshot))
+    done = bench.wait_for(WorkDone)
+    assert isinstance(done, WorkDone)
+    assert (done.round, done.parent, done.state) == (ROUNDS, Hash(head.hash), ROUNDS)
