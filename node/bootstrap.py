@@ -171,8 +171,16 @@ def accept(store: Store, invite: Invite, welcome: Welcome) -> Membership:
         welcome.manifest, Manifest.decode(welcome.manifest), invite.door, invite.token
     )
     store.commit([Write("cards", card.peer, encode_card(card)) for card in welcome.cards])
+    if welcome.cards:
+        store.commit([Write("meta", b"sponsor", welcome.cards[0].peer)])
     remember(store, membership)
     return membership
+
+
+def sponsor(store: Store) -> PeerId | None:
+    """The member that let us in."""
+    kept = store.get("meta", b"sponsor")
+    return None if kept is None else PeerId(kept)
 
 
 def check_same_run(kept: Membership, wanted: RunId, home: str) -> None:

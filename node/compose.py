@@ -257,7 +257,7 @@ class Node:
         cards = tuple(card for card in saved_cards(store) if card.peer != identity.peer)
         for known in cards:
             transport.set_peer(known.peer, known.addresses)
-        self._driver.post(Started(card, cards, kept.token))
+        self._driver.post(Started(card, cards, kept.token, bootstrap.sponsor(store)))
         worker.start()
         donor.start()
         front.keep()

@@ -39,13 +39,14 @@ class Admissions:
         self._joins: dict[PeerId, tuple[Admission, int]] = {}  # and the round in which it was heard
         self._leaves: dict[PeerId, Departure] = {}
         self._token: Token | None = None
+        self._sponsor: PeerId | None = None
         self._next_join_ms: int | None = None
         self._asked_to_join_ms: int | None = None
 
     # As an applicant
 
-    def start(self, token: Token | None) -> None:
-        self._token = token
+    def start(self, token: Token | None, sponsor: PeerId | None) -> None:
+        self._token, self._sponsor = token, sponsor
         self._next_join_ms = self._core.now
 
     @property
@@ -77,8 +78,13 @@ class Admissions:
         core = self._core
         others = sorted(peer for peer in core.cards if peer != core.me)
         known = [peer for peer in others if core.cards[peer].addresses] or others
+        # A short ledger knows early members alone, who may be gone long since (P4).
         members = [peer for peer in known if peer in core.head.roster]
-        return core.dice.pick(members or known, core.rules.collectors)
+        pool = members if members and self._catchup.is_level else known
+        chosen = core.dice.pick(pool, core.rules.collectors)
+        if self._sponsor in core.cards and self._sponsor not in chosen:
+            chosen.insert(0, self._sponsor)
+        return sorted(chosen, key=lambda peer: peer != self._sponsor)
 
     # As a member
 

@@ -27,6 +27,7 @@ class Started:
     card: Card
     cards: tuple[Card, ...]  # everybody whose address is known, from the disk or from a welcome
     token: Token | None  # to join with, if we are no member yet
+    sponsor: PeerId | None = None  # who let us in: the one member that surely knows us by now
 
 
 @dataclass(frozen=True, slots=True)

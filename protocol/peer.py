@@ -304,9 +304,9 @@ class Peer:
         self._closing.restore(self._saved.vote or Vote(), self._saved.mine)
         self._saved = Saved()
         if not core.is_member:
-            self._admissions.start(event.token)
+            self._admissions.start(event.token, event.sponsor)
         else:
-            self._admissions.start(None)
+            self._admissions.start(None, None)
             self._announce()
         self._closing.open()
 

@@ -10,6 +10,7 @@ from protocol.ids import Hash, Millis, PeerId, digest
 from protocol.messages import (
     Closed,
     Entries,
+    EntriesRequest,
     Evidence,
     Head,
     Health,
@@ -321,3 +322,16 @@ def test_a_twin_ends_the_elder() -> None:
     (halt,) = door.of(Halt)
     assert not halt.clean
     assert "identity" in halt.reason
+
+
+def test_an_applicant_turns_to_who_let_it_in() -> None:
+    """P4: its own ledger knows the founder alone, who may be gone; others refuse its connection."""
+    door = Door(NEW, [ONE], known=[TWO, ME])
+    sponsor = ME
+    door.peer._admissions.start(None, sponsor)
+    asked: list[bytes] = []
+    for _ in range(3):
+        door.now += 60_000
+        door.effects = door.peer.handle(Tick(), Millis(door.now))
+        asked += [to[0] for to, _ in door.sent(EntriesRequest)]
+    assert asked.count(sponsor) >= 2

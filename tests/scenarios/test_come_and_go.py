@@ -1,6 +1,6 @@
 """Peers join, leave, are dropped and come back, while rounds run."""
 
-from node.sim.world import World
+from node.sim.world import SimDisk, World
 from protocol.rules import Rules
 from tests.scenarios.telling import (
     assert_all_well,
@@ -110,3 +110,25 @@ def test_the_last_two_leave_and_one_returns() -> None:
     assert_moves_on(world, 600_000, rounds=10)
     world.start(world.peers["p0"])
     assert_all_well(world)
+
+
+def test_a_newcomer_after_the_founder_has_gone() -> None:
+    """P4:
+    1. One founds a run, three join, the founder vanishes for good.
+    2. Somebody new is welcomed with everybody's cards. The beginning of the ledger knows the
+       founder alone.
+    3. It becomes a member all the same.
+    """
+    world = World(4, seed=5, rules=RULES, founders=1)
+    assert world.run_until(everyone_is_member(world), 60_000)
+    cards = world.peers["p1"].peer.cards()
+    founder = world.peers["p0"]
+    world.crash(founder)
+    founder.wants_up = False
+    world.run_for(30_000)
+    late = world.join("late", contact="p1")
+    late.contacts = cards
+    world.crash(late)
+    late.disk = SimDisk()
+    world.start(late)
+    assert world.run_until(lambda: late.peer.is_member, 60_000)
