@@ -142,7 +142,8 @@ class StubWorker:
         self._postponed = None
         count = self._payloads.units_per_round
         new = [self._chance.randbytes(NAME_BYTES) for _ in range(count)]
-        self._offered = (*new, *self.pending)
+        room = self._rules.payload_bytes_max // self._payloads.unit_bytes
+        self._offered = (*new, *self.pending)[:room]  # the rest another time
         payload = self._payloads.join(self._offered)
         named = self._root_named_in(task.round)
         done = WorkDone(task.round, task.parent, self.state, payload, 1.0, None, named)
