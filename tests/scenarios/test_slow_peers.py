@@ -1,0 +1,152 @@
+"""Slow links and stopped processes at the default rules: who is slow still counts, and lives."""
+
+from dataclasses import replace
+from statistics import median
+
+import pytest
+
+from node.sim.checks import Safety
+from node.sim.links import PRESETS
+from node.sim.network import Link
+from node.sim.stub import Payloads
+from node.sim.world import World
+from protocol.entries import Cause, Entry
+from protocol.restore import entry_at
+from protocol.rules import Quorum, Rules
+from tests.scenarios.telling import (
+    assert_all_well,
+    closer_of_open_round,
+    everyone_is_member,
+    head,
+    roster_of,
+    units_on_chain,
+)
+
+BOTH = pytest.mark.parametrize("quorum", list(Quorum))
+MINUTE = 60_000
+HOME = PRESETS["home"].link()
+SLOW_RATE = replace(
+    HOME, up_bytes_per_ms=HOME.up_bytes_per_ms / 10, down_bytes_per_ms=HOME.down_bytes_per_ms / 10
+)
+
+
+def farther(link: Link, times: int) -> Link:
+    return replace(link, delay_ms=link.delay_ms * times, jitter_ms=link.jitter_ms * times)
+
+
+def swarm(slow: Link, quorum: Quorum, unit_bytes: int = 8) -> World:
+    """Seven homes and p5, whose link is `slow`. A window ends within 20 ms of its time, as real
+    work does: the arrivals of the others lie close together, and leave a straggler little room.
+    """
+    links = [HOME] * 8
+    links[5] = slow
+    world = World(
+        8,
+        seed=1,
+        rules=Rules(quorum=quorum),
+        own_links=links,
+        payloads=Payloads(unit_bytes=unit_bytes),
+        work_ms=lambda chance, window_ms: window_ms + 20 * chance.random(),
+    )
+    world.on_event = Safety(world).after_event
+    return world
+
+
+def entries(world: World) -> list[Entry]:
+    """The ledger of p0."""
+    reader = world.peers["p0"]
+    found = [entry_at(reader.disk, round) for round in range(reader.peer.ledger.head.round)]
+    return [entry for entry in found if entry is not None]
+
+
+def listed(world: World, name: str) -> int:
+    """In how many rounds a founder's work counts, while all are members."""
+    seat = sorted(who.id for who in world.peers.values()).index(world.peers[name].id)
+    return sum(any(line.seat == seat for line in entry.body.lines) for entry in entries(world))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("slow", "unit_bytes"),
+    [
+        (SLOW_RATE, 8),
+        (SLOW_RATE, 4_096),
+        (farther(HOME, 10), 8),
+        (farther(HOME, 10), 4_096),
+        (farther(SLOW_RATE, 10), 4_096),
+    ],
+    ids=["rate", "rate, 4 KiB", "delay", "delay, 4 KiB", "both, 4 KiB"],
+)
+def test_a_link_ten_times_slower_still_counts(slow: Link, unit_bytes: int, quorum: Quorum) -> None:
+    """P3, P4: a tenth of the others' rate, ten times their delay, or both.
+
+    1. Rounds go on for five minutes; p5 works a whole window like the others, and is heard later.
+    2. Four rounds in five list it, and those of the others.
+    3. Rounds last a window and the least time that stragglers are given, or less; when p5 itself
+       closes over its thin line, some three times as much, but never as long as the rules allow.
+    """
+    world = swarm(slow, quorum, unit_bytes)
+    world.run_for(5 * MINUTE)
+    rules, rounds = world.rules, entries(world)
+    assert len(rounds) >= 5 * MINUTE / (rules.window_ms + 2 * rules.deadline_floor_ms)
+    assert world.counts["departed"] == 0
+    for name in world.peers:
+        assert listed(world, name) >= 0.8 * len(rounds), name
+    took = [entry.body.took_ms for entry in rounds]
+    assert median(took) <= rules.window_ms + rules.deadline_floor_ms
+    assert max(took[8:]) <= rules.window_ms + 4 * rules.deadline_floor_ms
+    assert_all_well(world)
+
+
+@BOTH
+@pytest.mark.parametrize("why", ["far away", "at work for longer"])
+def test_the_deadline_does_not_wait_beyond_its_bound(why: str, quorum: Quorum) -> None:
+    """P3, P4: p5 is late by some two seconds each round: by its link, or by its work.
+
+    1. The others' rounds last a window and about the least time that stragglers are given.
+    2. p5 is late for most of them, and stays a member.
+    3. What it did counts once it is well.
+    """
+    world = swarm(farther(HOME, 150) if why == "far away" else HOME, quorum)
+    slow = world.peers["p5"]
+    slow.slowness = 1.0 if why == "far away" else 1.4
+    world.run_for(5 * MINUTE)
+    rules, rounds = world.rules, entries(world)
+    assert listed(world, "p5") < 0.5 * len(rounds)
+    took = [entry.body.took_ms for entry in rounds[8:]]
+    assert median(took) <= rules.window_ms + 2 * rules.deadline_floor_ms
+    assert world.counts["departed"] == 0
+    assert slow.worker is not None
+    late = set(slow.worker.pending)
+    assert late
+    world.network.own_links[slow.id], slow.slowness = HOME, 1.0
+    assert_all_well(world)
+    world.run_for(MINUTE)
+    assert late <= units_on_chain(world, "p0")
+
+
+@BOTH
+@pytest.mark.parametrize("peers", [3, 5, 12])
+def test_a_stop_of_ten_seconds_kills_nobody(peers: int, quorum: Quorum) -> None:
+    """P3, P4: at the default rules a process may be stopped (SIGSTOP) for ten seconds.
+
+    1. One after the other is stopped: the closer of the open round, one in the middle of its work,
+       one while another is still stopped.
+    2. No entry ever lists one as dead; all are members all the time, and no work is lost.
+    """
+    world = World(peers, seed=2, rules=Rules(quorum=quorum), link=HOME)
+    world.on_event = Safety(world).after_event
+    world.run_for(20_000)
+    for number in range(6):
+        before = head(world)
+        world.pause(closer_of_open_round(world), 10_000)
+        world.run_for(3_000)
+        world.pause(world.peers[f"p{number % peers}"], 10_000)
+        world.run_for(27_000)
+        assert head(world) > before
+        assert everyone_is_member(world)()
+    assert_all_well(world)
+    departures = [departure for entry in entries(world) for departure in entry.body.departures]
+    assert [gone for gone in departures if gone.cause is Cause.DEAD] == []
+    assert roster_of(world, "p0") == set(world.peers)
+    assert world.counts["departed"] == 0
