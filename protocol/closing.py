@@ -264,9 +264,9 @@ class Closing:
             core.keys.sign(signed),
         )
         rounds, self._returned = self._returned[: self._carried], self._returned[self._carried :]
-        carried = [Write("outbox", round_key(earlier), None) for earlier in rounds]
-        old = Write("outbox", round_key(max(0, done.round - OUTBOX_ROUNDS)), None)
-        core.save([*carried, old, Write("outbox", round_key(done.round), encode(round.mine))])
+        old = [done.round - OUTBOX_ROUNDS] if done.round >= OUTBOX_ROUNDS else []
+        gone = [Write("outbox", round_key(earlier), None) for earlier in [*rounds, *old]]
+        core.save([*gone, Write("outbox", round_key(done.round), encode(round.mine))])
         self._contribute()
         self.advance()
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from protocol.closing import Vote
+from protocol.closing import OUTBOX_ROUNDS, Vote
 from protocol.codec import encode
 from protocol.entries import Admission, Entry
 from protocol.events import Apply, Effect, GiveBack, Save, Send, StartWork, Tick, WorkDone
@@ -69,7 +69,8 @@ def saved_before_sent(effects: list[Effect], kind: type, key: bytes, table: str 
     """The record `key` is written before the first message of this kind."""
     for effect in effects:
         if isinstance(effect, Save) and any(
-            (write.table, write.key) == (table, key) for write in effect.writes
+            (write.table, write.key) == (table, key) and write.value is not None
+            for write in effect.writes
         ):
             return
         assert not (isinstance(effect, Send) and isinstance(effect.message, kind)), "said first"
@@ -86,6 +87,21 @@ def test_work_goes_to_the_closer_and_its_deputies() -> None:
     door.work()
     assert {to for targets, _ in door.sent(Contribute) for to in targets} == {FIRST, SECOND}
     saved_before_sent(door.effects, Contribute, round_key(0), "outbox")
+
+
+def test_work_that_was_listed_stays_on_disk_for_a_while() -> None:
+    """P3: should the chain switch, it is given back from there; work of round 0 like any other."""
+    door = Door(THIRD, P)
+    outbox: dict[bytes, bytes | None] = {}
+    for round in range(OUTBOX_ROUNDS + 2):
+        door.work()
+        for save in door.of(Save):
+            outbox |= {write.key: write.value for write in save.writes if write.table == "outbox"}
+        kept = sorted(key for key, value in outbox.items() if value is not None)
+        oldest = max(0, round - OUTBOX_ROUNDS + 1)
+        assert kept == [round_key(number) for number in range(oldest, round + 1)]
+        sender = next(peer for peer in P if peer != THIRD)
+        door.hear(sender, Closed(entry(door.mark, FIRST, [FIRST, THIRD], b"mine----")))
 
 
 def test_work_for_a_round_that_is_closed_is_given_back() -> None:
@@ -235,6 +251,18 @@ def test_a_proposal_does_not_depend_on_who_made_no_promise() -> None:
         sent += [to for targets, _ in door.sent(Propose) for to in targets]
     assert {order[0], order[2]} <= set(sent)  # its own children
     assert {order[3], order[4]} <= set(sent)  # those of the first, which is silent
+
+
+def test_a_closer_that_is_up_and_closes_nothing_is_not_waited_for() -> None:
+    """P4: it answers pings all the while; its deputy closes the round all the same."""
+    door = Door(SECOND, P)
+    door.work()
+    for ms in range(0, 10_000, 500):
+        after(door, ms)
+        for peer in (FIRST, THIRD):
+            door.hear(peer, Nack(1))
+    assert not door.peer.membership.down()
+    assert door.mark.round == 1
 
 
 def test_a_deputy_adopts_what_somebody_holds() -> None:

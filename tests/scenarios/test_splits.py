@@ -70,6 +70,19 @@ def test_halves_fork_and_heal() -> None:
     assert apart <= units_on_chain(world, "p1")
 
 
+def test_halves_that_part_before_the_first_round() -> None:
+    """P3, P5: work of round 0 is not lost either, whichever ledger is the heavier in the end."""
+    world = swarm(5, 6, Quorum.ANY)
+    world.network.split(world.peers[name].id for name in ("p1", "p4"))
+    world.run_for(20_000)
+    apart = units_on_chain(world, "p1")
+    assert len(apart) > 5
+    world.network.heal()
+    assert_all_well(world)
+    world.run_for(10_000)
+    assert apart <= units_on_chain(world, "p0")
+
+
 @BOTH
 def test_a_split_into_pieces(quorum: Quorum) -> None:
     """P5: four pieces, of which none has most; then two pieces; then one."""
