@@ -10,7 +10,7 @@ RUN_ROUNDS ?= 150
 CHAOS_SEED ?= 1
 CHAOS_LOGS ?= runs/chaos
 
-.PHONY: run test lint proofs fuzz simulate bench chaos chaos-long clean
+.PHONY: run test lint proofs promises fuzz simulate bench chaos chaos-long clean
 
 run: $(VENV)/.installed
 	$(BIN)/peer up configs/stdlib-gpt.toml --peers 4 --rounds $(RUN_ROUNDS) --churn
@@ -23,7 +23,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-proofs: fuzz simulate bench
+proofs: promises fuzz simulate bench
+
+# Breaks each promise on purpose, in a copy, and looks whether a test notices.
+promises: $(VENV)/.installed-dev
+	$(BIN)/python tests/promises.py
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python tests/machine/fuzz.py --cases 1000000

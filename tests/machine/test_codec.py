@@ -174,6 +174,7 @@ def packed(value: object) -> bytes:
     ],
 )
 def test_what_is_out_of_bounds_is_refused(frame: bytes, why: str) -> None:
+    """P6: every length, count and number has its bound."""
     with pytest.raises(RemoteError, match=why):
         decode(frame)
 

@@ -232,6 +232,7 @@ def test_guests_may_only_say_hello(message: Message) -> None:
 
 
 def test_guests_must_be_brief() -> None:
+    """P6: a stranger gets no more than a greeting read."""
     door = Door(ME, P[:3])
     event = Received(b"guest", bytes(GUEST_FRAME_BYTES_MAX + 1), 0)
     door.effects = door.peer.handle(event, Millis(0))

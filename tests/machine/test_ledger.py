@@ -126,6 +126,7 @@ NOTICE = leave(P[1], 0).signature
     ],
 )
 def test_what_was_not_signed_so_does_not_follow(spoil: Callable[[Entry], Entry], why: str) -> None:
+    """P2, P6: no line that nobody signed, none twice, none out of its order."""
     own = ledger()
     with pytest.raises(RemoteError, match=why):
         own.extend(spoil(entry(START, P[1], P[:3])))

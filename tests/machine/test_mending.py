@@ -58,6 +58,7 @@ def damaged() -> Replica:
 
 
 def test_a_mismatch_is_said_loudly_and_looked_into() -> None:
+    """P1: a replica that differs does not go unnoticed."""
     replica = Replica()
     replica.close()
     notes = [note for note in replica.of(Note) if note.event == "digest-mismatch"]

@@ -162,6 +162,7 @@ def test_a_snapshot_that_stops_coming_is_given_up() -> None:
 
 
 def test_progress_is_told_every_two_seconds() -> None:
+    """P7: a rate is what came in how long, and unknown before anything did."""
     newcomer = Newcomer()
     newcomer.start_fetch()
     newcomer.answer(3, each_ms=700)
@@ -175,6 +176,7 @@ def test_progress_is_told_every_two_seconds() -> None:
 
 
 def test_the_choice_names_both_ways() -> None:
+    """P7: by what was measured; while replaying has not been, nothing is chosen."""
     behind = Behind(0, 1_000, 10.0, ())
     snapshot = SnapshotAt(900, Hash(bytes(32)))
     fast = choose(behind, snapshot, 50_000_000, 12_500.0)

@@ -90,6 +90,7 @@ def test_a_relayed_ping_is_answered_through_its_relay() -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_what_the_origin_did_not_sign_is_its_relay_s_fault(change: dict[str, object]) -> None:
+    """P6: whoever brings it is to blame, and nothing comes of it."""
     me = door()
     me.hear(OTHER, replace(sealed(Ping(5, HEAD, ())), **change))  # type: ignore[arg-type]
     assert me.faults() == ["a relayed frame that its origin did not sign"]
@@ -193,7 +194,9 @@ def test_what_is_not_relayed() -> None:
 
 
 def test_the_cap_and_each_source_s_share() -> None:
-    """10,000 bytes a second, at most two seconds' worth at once; one source has a quarter of it."""
+    """P8: 10,000 bytes a second, at most two seconds' worth at once; one source has a quarter of
+    it.
+    """
     me = door(limits=RelayLimits(bytes_per_s=10_000))
     count = 0
 

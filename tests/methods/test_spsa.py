@@ -81,7 +81,8 @@ def run_round(
 def test_a_peer_that_replays_the_ledger_has_the_same_bits(
     dtype: str, make_setup: MakeSetup, make_round: MakeRound
 ) -> None:
-    """1. Three peers train online, one often late. 2. A snapshot is taken on the way. 3. A newcomer
+    """P1:
+    1. Three peers train online, one often late. 2. A snapshot is taken on the way. 3. A newcomer
     replays everything, another one the snapshot and the tail.
     """
     online = [Spsa(CONFIG, make_setup(dtype), random.Random(i)) for i in range(3)]
@@ -134,8 +135,8 @@ def test_a_probe_s_byte_is_the_slope_in_units(make_setup: MakeSetup, make_round:
 
 
 def test_the_update_is_the_mean_over_probes(make_setup: MakeSetup, make_round: MakeRound) -> None:
-    """By hand in float64: theta - rate * unit / n * sum b s, up to the rounding of the step. Late
-    probes move along the directions of the round that measured them."""
+    """P2, by hand in float64: theta - rate * unit / n * sum b s, up to the rounding of the step.
+    Late probes move along the directions of the round that measured them."""
     method = Spsa(CONFIG, make_setup())
     context = make_round(7, 0)
     flat = torch.cat([w.tensor.flatten() for w in method._view.weights]).double()
@@ -223,6 +224,7 @@ def test_a_window_ends_after_at_least_one_probe(
 def test_late_probes_ride_along_with_their_own_directions(
     make_setup: MakeSetup, make_round: MakeRound
 ) -> None:
+    """P3: what was given back is offered again."""
     late, other = Spsa(CONFIG, make_setup(), random.Random(1)), Spsa(CONFIG, make_setup())
     run_round([late, other], make_round, 0, in_time={1})
     payload = late.work(make_round(1, 0, 2)).payload

@@ -160,6 +160,7 @@ def test_threads_do_not_mix_their_lines(tmp_path: Path) -> None:
 
 
 def test_a_rate_is_unknown_then_true_then_falls_to_zero() -> None:
+    """P7: unknown is not zero."""
     rates = Rates(started_ms=1_000, window_ms=10_000, slots=20)
     assert rates.per_s(1_000) is None
     for tick in range(100):  # 10 a second for ten seconds
@@ -202,6 +203,7 @@ def fetch(endpoint: Endpoint, path: str, method: str = "GET") -> tuple[int, str]
 
 
 def test_what_is_unknown_is_absent() -> None:
+    """P7: what was never measured has no line."""
     metrics = Metrics()
     assert metrics.text() == b""
     metrics.set("peer_heldout_loss", 2.5)

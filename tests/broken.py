@@ -1,0 +1,427 @@
+"""How each promise of the design can be broken: one place of the code changed, and the test that
+has to notice. tests/promises.py breaks them all.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+PROMISES: Final = tuple(f"P{number}" for number in range(1, 9))
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    promise: str
+    broken: str  # what is no longer so, in one sentence
+    file: str
+    old: str  # occurs once in the file
+    new: str
+    test: str  # pytest's name of it, without parameters
+
+    def apply(self, text: str) -> str:
+        if text.count(self.old) != 1:
+            raise ValueError(f"{self.file} holds this {text.count(self.old)} times: {self.old!r}")
+        return text.replace(self.old, self.new)
+
+
+def mutations() -> tuple[Mutation, ...]:
+    """The table, from the parts of it below."""
+    parts = (_P1, _P2, _P3, _P4, _P5, _P6, _P7, _P8)
+    return tuple(
+        Mutation(promise, *fields)
+        for promise, part in zip(PROMISES, parts, strict=True)
+        for fields in part
+    )
+
+
+_Rows = tuple[tuple[str, str, str, str, str], ...]
+_MACHINE: Final = "tests/machine/"
+
+_P1: Final[_Rows] = (
+    (
+        "A replica whose digest is not the others' believes that it agrees.",
+        "protocol/peer.py",
+        "if mine == entry.body.state:",
+        "if mine is not None:",
+        _MACHINE + "test_mending.py::test_a_mismatch_is_said_loudly_and_looked_into",
+    ),
+    (
+        "Damage that does not go away is patched for ever, and never rebuilt.",
+        "protocol/mending.py",
+        "elif self._tries > _TRIES:",
+        "elif self._tries < 0:",
+        _MACHINE + "test_mending.py::test_damage_that_stays_is_rebuilt_in_the_end",
+    ),
+    (
+        "A closer lists work that was done on other weights.",
+        "protocol/closing.py",
+        "for held in round.held.values() if held.state == state]",
+        "for held in round.held.values()]",
+        _MACHINE + "test_closing.py::test_the_state_most_share_is_listed",
+    ),
+    (
+        "A snapshot holds its tensors in the order of a dictionary.",
+        "node/stream.py",
+        "ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))",
+        "ordered = list(tensors.items())",
+        "tests/shell/test_snapshots.py::test_a_state_is_one_string_of_bytes_however_it_is_held",
+    ),
+    (
+        "A snapshot's header is written in the order of a dictionary.",
+        "node/stream.py",
+        "dict(sorted(meta.items()))",
+        "dict(meta.items())",
+        "tests/shell/test_snapshots.py::test_a_state_is_one_string_of_bytes_however_it_is_held",
+    ),
+    (
+        "Each peer rounds its bfloat16 weights with noise of its own.",
+        "node/methods/spsa.py",
+        "noise = seeds.noise_key(round.run, round.round, number)",
+        "noise = seeds.noise_key(round.run, round.round, number) ^ round.peer[0]",
+        "tests/methods/test_spsa.py::test_a_peer_that_replays_the_ledger_has_the_same_bits",
+    ),
+    (
+        "The unit of the bytes is not part of a snapshot's state.",
+        "node/methods/spsa.py",
+        "self._exponent, self._queue = int(exponent), queue",
+        "self._queue = queue",
+        "tests/methods/test_spsa.py::test_a_peer_that_replays_the_ledger_has_the_same_bits",
+    ),
+)
+
+_P2: Final[_Rows] = (
+    (
+        "A replica leaves out the last contribution that an entry lists.",
+        "node/replica.py",
+        "line.payload) for line in entry.body.lines]",
+        "line.payload) for line in entry.body.lines[:-1]]",
+        "tests/methods/test_replica.py::test_a_replica_merges_what_the_entry_lists",
+    ),
+    (
+        "A replica takes contributions for those of another member.",
+        "node/replica.py",
+        "lines = [Contribution(seats[line.seat], line.payload)",
+        "lines = [Contribution(self._me, line.payload)",
+        "tests/methods/test_replica.py::test_a_replica_merges_what_the_entry_lists",
+    ),
+    (
+        "A method leaves out what comes first in a round.",
+        "node/methods/spsa.py",
+        "for c in contributions for m in self._decode(round.round, c)]",
+        "for c in contributions[1:] for m in self._decode(round.round, c)]",
+        "tests/methods/test_spsa.py::test_the_update_is_the_mean_over_probes",
+    ),
+    (
+        "An entry may list one contribution twice.",
+        "protocol/ledger.py",
+        "if not last < line.seat < len(members):",
+        "if not line.seat < len(members):",
+        _MACHINE + "test_ledger.py::test_what_was_not_signed_so_does_not_follow",
+    ),
+    (
+        "A closer leaves out one of the contributions that it holds.",
+        "protocol/closing.py",
+        "tuple(held.line for held in chosen),",
+        "tuple(held.line for held in chosen[:-1]),",
+        _MACHINE + "test_closing.py::test_the_closer_closes_once_all_are_in",
+    ),
+)
+
+_P3: Final[_Rows] = (
+    (
+        "Work that ends after its round was closed is thrown away.",
+        "protocol/closing.py",
+        "core.out.append(GiveBack(done.round, done.payload))",
+        "pass",
+        _MACHINE + "test_closing.py::test_work_for_a_round_that_is_closed_is_given_back",
+    ),
+    (
+        "Work that an entry left out is thrown away.",
+        "protocol/peer.py",
+        "if missed is not None:",
+        "if missed is None and self._halted:",
+        _MACHINE + "test_closing.py::test_work_that_was_not_listed_is_given_back",
+    ),
+    (
+        "What was given back is not offered again.",
+        "node/methods/parts/backlog.py",
+        "self._waiting.update(self._offers.get((round, _tag(payload)), {}))",
+        "self._offers.get((round, _tag(payload)), {})",
+        "tests/methods/test_spsa.py::test_late_probes_ride_along_with_their_own_directions",
+    ),
+    (
+        "A vote is told before it is on disk, and never gets there.",
+        "protocol/closing.py",
+        "            self._save_vote()\n        elif round.accepted is not None",
+        "        elif round.accepted is not None",
+        _MACHINE + "test_closing.py::test_a_vote_is_on_disk_before_it_is_told",
+    ),
+    (
+        "A contribution is sent and not written down.",
+        "protocol/closing.py",
+        'core.save([*gone, Write("outbox", round_key(done.round), encode(round.mine))])',
+        "core.save(gone)",
+        _MACHINE + "test_closing.py::test_work_goes_to_the_closer_and_its_deputies",
+    ),
+    (
+        "Work of round 0 is forgotten in round 1, and lost if the chain switches.",
+        "protocol/closing.py",
+        "if done.round >= OUTBOX_ROUNDS else []",
+        "if done.round >= OUTBOX_ROUNDS else [0]",
+        "tests/scenarios/test_splits.py::test_halves_that_part_before_the_first_round",
+    ),
+    (
+        "After a crash a closer forgets what it had sealed, and seals another entry.",
+        "protocol/closing.py",
+        "self._sealed = vote.sealed",
+        "self._sealed = None",
+        _MACHINE + "test_closing.py::test_after_a_crash_the_same_entry_is_sealed",
+    ),
+    (
+        "A fetch that was cut off forgets what is on disk.",
+        "node/snapshots.py",
+        "have = _sound_chunks(path, record)",
+        "have = Bits(chunk_count(record.size))",
+        "tests/shell/test_snapshots.py::test_a_fetch_goes_on_after_a_kill",
+    ),
+    (
+        "A fetch asks for what the disk says it has.",
+        "protocol/blobs.py",
+        "        self._have = have\n        self._missing = have.count - have.total()",
+        "        self._have = Bits(have.count)\n        self._missing = have.count",
+        _MACHINE + "test_blobs.py::test_what_is_on_disk_already_is_not_asked_for",
+    ),
+)
+
+_P4: Final[_Rows] = (
+    (
+        "Deputies never take over from a silent closer.",
+        "protocol/closing.py",
+        "if owner(ranked, ballot) == core.me:",
+        "if ballot < 0:",
+        _MACHINE + "test_closing.py::test_a_closer_that_is_up_and_closes_nothing_is_not_waited_for",
+    ),
+    (
+        "The same member closes every round.",
+        "protocol/rounds.py",
+        'key = digest("rank", run, round.to_bytes(8, "big"))',
+        'key = digest("rank", run)',
+        _MACHINE + "test_rounds.py::test_the_task_rotates_fairly",
+    ),
+    (
+        "What a dead donor was asked for is never asked of another.",
+        "protocol/blobs.py",
+        "                self._release(holder)\n                holder.strikes += 1",
+        "                holder.strikes += 1",
+        _MACHINE + "test_blobs.py::test_a_holder_that_dies_is_replaced_and_nothing_comes_twice",
+    ),
+    (
+        "A newcomer waits for ever for a snapshot that nobody sends any more.",
+        "protocol/recovery.py",
+        "if core.now - fetch.moved_ms < _STUCK_MS:",
+        "if core.now >= fetch.started_ms:",
+        _MACHINE + "test_recovery.py::test_a_snapshot_that_stops_coming_is_given_up",
+    ),
+    (
+        "Rounds wait for all, however long that takes.",
+        "protocol/rounds.py",
+        "    if now_ms < deadline_ms:\n",
+        "    if deadline_ms:\n",
+        "tests/scenarios/test_nobody_is_needed.py::test_nobody_waits_for_the_slowest",
+    ),
+)
+
+_P5: Final[_Rows] = (
+    (
+        "Of two ledgers the longer is kept, not the one with more work.",
+        "protocol/ledger.py",
+        "return (one.weight, other.hash) > (other.weight, one.hash)",
+        "return (one.round, other.hash) > (other.round, one.hash)",
+        _MACHINE + "test_ledger.py::test_the_heavier_branch_wins_on_both_sides",
+    ),
+    (
+        "Of two ledgers with as much work each side keeps its own.",
+        "protocol/ledger.py",
+        "return (one.weight, other.hash) > (other.weight, one.hash)",
+        "return one.weight > other.weight",
+        _MACHINE + "test_ledger.py::test_fork_choice_is_a_total_order",
+    ),
+    (
+        "Where most have to accept an entry, its closer alone is enough.",
+        "protocol/closing.py",
+        "if len(lead.accepts) >= self._core.head.roster.majority:",
+        "if lead.accepts:",
+        _MACHINE + "test_closing.py::test_one_seal_is_not_enough",
+    ),
+    (
+        "Where most have to agree, a deputy goes on without hearing of them.",
+        "protocol/closing.py",
+        "enough = len(lead.promises) + 1 >= core.head.roster.majority",
+        "enough = True",
+        _MACHINE + "test_closing.py::test_a_deputy_needs_most_promises",
+    ),
+    (
+        "A deputy proposes its own entry though another may have been accepted.",
+        "protocol/closing.py",
+        "self._propose(lead, best[1] if best else self._sealed or self._build())",
+        "self._propose(lead, self._sealed or self._build())",
+        _MACHINE + "test_closing.py::test_a_deputy_proposes_what_may_have_been_accepted",
+    ),
+    (
+        "A member accepts two entries under one ballot.",
+        "protocol/closing.py",
+        "        elif round.accepted is not None and round.accepted[1].hash != entry.hash:",
+        "        elif round.accepted is None:",
+        _MACHINE + "test_hostile.py::test_a_second_proposal_under_one_ballot_is_refused",
+    ),
+    (
+        "Who stands on another branch is not told of ours.",
+        "protocol/closing.py",
+        "core.send(other, Sync(core.membership.view_hash(), core.ledger.summary()))",
+        "pass",
+        _MACHINE + "test_closing.py::test_another_branch_is_answered_with_our_head",
+    ),
+)
+
+_P6: Final[_Rows] = (
+    (
+        "Lists on the wire may be as long as they like.",
+        "protocol/wire.py",
+        "if type(raw) is not tuple or len(raw) > most:",
+        "if type(raw) is not tuple:",
+        _MACHINE + "test_codec.py::test_what_is_out_of_bounds_is_refused",
+    ),
+    (
+        "Byte strings on the wire may be as long as they like.",
+        "protocol/wire.py",
+        "if type(raw) is not bytes or not least <= len(raw) <= most:",
+        "if type(raw) is not bytes:",
+        _MACHINE + "test_codec.py::test_what_is_out_of_bounds_is_refused",
+    ),
+    (
+        "Scalars on the wire need not be finite.",
+        "protocol/wire.py",
+        "    if not math.isfinite(value):\n",
+        "    if value is None:\n",
+        _MACHINE + "test_codec.py::test_what_is_out_of_bounds_is_refused",
+    ),
+    (
+        "A stranger may send frames as long as a member's.",
+        "protocol/peer.py",
+        "if not is_peer(source) and len(event.data) > codec.GUEST_FRAME_BYTES_MAX:",
+        "if not is_peer(source) and len(event.data) > codec.FRAME_BYTES_MAX:",
+        _MACHINE + "test_hostile.py::test_guests_must_be_brief",
+    ),
+    (
+        "A chunk is taken for what it says it is.",
+        "protocol/blobs.py",
+        "return len(name) == ID_BYTES and chunk_id(data) == name",
+        "return len(name) == ID_BYTES",
+        _MACHINE + "test_blobs.py::test_a_chunk_that_is_not_what_it_says_ends_its_sender",
+    ),
+    (
+        "Nobody looks at a closer's seal.",
+        "protocol/ledger.py",
+        "if not self._keys.verify(members[body.closer], seal, entry.seal):",
+        "if not seal:",
+        _MACHINE + "test_hostile.py::test_a_forged_seal_convicts_nobody",
+    ),
+    (
+        "Nobody looks at the signatures of contributions.",
+        "protocol/ledger.py",
+        "if not self._keys.verify(members[line.seat], signed, signature):",
+        "if not signed:",
+        _MACHINE + "test_ledger.py::test_what_was_not_signed_so_does_not_follow",
+    ),
+    (
+        "Nobody looks at the signature of an envelope.",
+        "protocol/relaying.py",
+        "if not core.keys.verify(message.origin, signed, message.signature):",
+        "if not signed:",
+        _MACHINE + "test_relaying.py::test_what_the_origin_did_not_sign_is_its_relay_s_fault",
+    ),
+    (
+        "Any member may write into another's weights.",
+        "protocol/mending.py",
+        "if self._asked != (place, sender) or not self._is_damaged:",
+        "if not self._is_damaged:",
+        _MACHINE + "test_mending.py::test_what_nobody_asked_for_is_not_put_in_place",
+    ),
+)
+
+_P7: Final[_Rows] = (
+    (
+        "The rate of a fetch is shown before anything has come.",
+        "protocol/blobs.py",
+        "        if self.received_bytes < 4 * CHUNK_BYTES and not self.is_whole:\n"
+        "            return None",
+        "        if self.received_bytes < 4 * CHUNK_BYTES and not self.is_whole:\n"
+        "            return 1_000.0",
+        _MACHINE + "test_recovery.py::test_progress_is_told_every_two_seconds",
+    ),
+    (
+        "A way is chosen, and reasons are given, before replaying was measured.",
+        "protocol/recovery.py",
+        "        return None\n    replay_ms =",
+        '        return Choice(True, "replaying is slow")\n    replay_ms =',
+        _MACHINE + "test_recovery.py::test_the_choice_names_both_ways",
+    ),
+    (
+        "A rate that nothing was counted for is shown as 0.",
+        "node/telemetry.py",
+        "            return None\n        return sum(amount",
+        "            return 0.0\n        return sum(amount",
+        "tests/shell/test_telemetry.py::test_a_rate_is_unknown_then_true_then_falls_to_zero",
+    ),
+    (
+        "A loss that is no number is told as 0.",
+        "protocol/wire.py",
+        "    except (OverflowError, RemoteError):\n        return None",
+        "    except (OverflowError, RemoteError):\n        return 0.0",
+        _MACHINE + "test_hostile.py::test_a_loss_that_is_no_number_is_unknown",
+    ),
+)
+
+_P8: Final[_Rows] = (
+    (
+        "Marks are never thinned out.",
+        "protocol/ledger.py",
+        "if round % (1 << octaves):",
+        "if round < 0:",
+        _MACHINE + "test_ledger.py::test_memory_does_not_grow_with_the_rounds",
+    ),
+    (
+        "Old snapshots are never collected.",
+        "node/snapshots.py",
+        "for record in records if record.root not in stay]",
+        "for record in records if record.round is None]",
+        "tests/shell/test_snapshots.py::test_two_newest_of_all_and_what_is_being_fetched_stay",
+    ),
+    (
+        "A relay passes on as much as anybody likes.",
+        "protocol/relaying.py",
+        "return None if has_room else Why.OVER_CAP",
+        "return None if has_room else None",
+        _MACHINE + "test_relaying.py::test_the_cap_and_each_source_s_share",
+    ),
+    (
+        "Whoever asks for entries gets them, as often as it asks.",
+        "protocol/ration.py",
+        "granted = full_at - now <= (self.burst - 1) * self.every_ms",
+        "granted = True",
+        _MACHINE + "test_hostile.py::test_asking_for_entries_is_rationed",
+    ),
+    (
+        "Who spreads an entry sends it to everybody.",
+        "protocol/rounds.py",
+        "return list(order[fanout * at + 1 : fanout * at + 1 + fanout])",
+        "return list(order[1:]) if at == 0 else []",
+        _MACHINE + "test_rounds.py::test_a_tree_reaches_everybody_once",
+    ),
+    (
+        "A rumor is told again and again.",
+        "protocol/spreading.py",
+        "if self._times[peer] >= limit:",
+        "if self._times[peer] < 0:",
+        _MACHINE + "test_membership.py::test_a_rumor_is_told_a_few_times_only",
+    ),
+)
