@@ -1,6 +1,7 @@
 """Links between simulated peers: delay, loss, duplicates, reordering, rates; bytes counted."""
 
 import random
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -69,7 +70,7 @@ class Network:
         self._chance = chance
         self.reach = Reach(lambda peer: self.link_of(peer).nat)
         self._up_free: dict[PeerId, float] = {}
-        self._down_free: dict[PeerId, float] = {}
+        self._down_busy: dict[PeerId, list[tuple[float, float]]] = {}  # from when to when, in order
         self.sent_bytes: dict[PeerId, int] = {}
         self.received_bytes: dict[PeerId, int] = {}
         self.messages = 0
@@ -106,7 +107,7 @@ class Network:
         times = []
         for _ in range(copies):
             arrives = left + way.delay_ms + way.late_ms(chance)
-            times.append(self._pass(self._down_free, to, size, way.down_bytes_per_ms, arrives))
+            times.append(self._arrive(to, size, way.down_bytes_per_ms, arrives, now_ms))
             self.received_bytes[to] = self.received_bytes.get(to, 0) + size
         return times
 
@@ -122,3 +123,25 @@ class Network:
         if size <= SMALL_BYTES:
             starts = min(starts, now_ms + BUFFER_MS)
         return starts + size / rate
+
+    def _arrive(self, to: PeerId, size: int, rate: float, at_ms: float, now_ms: float) -> float:
+        """When the last byte is through the receiver's queue, if the first gets there at `at_ms`.
+
+        A slow sender's message may be booked long before it gets there. Until then the line is
+        free for others: each message takes the time that those booked before it leave.
+        """
+        if not rate:
+            return at_ms
+        busy = self._down_busy.setdefault(to, [])
+        while busy and busy[0][1] <= now_ms:
+            del busy[0]
+        first = bisect_left(busy, at_ms, key=lambda booked: booked[1])
+        last, starts, ends, left = first, at_ms, at_ms, size / rate
+        while last < len(busy) and busy[last][0] < ends + left:
+            left -= max(0.0, busy[last][0] - ends)
+            starts, ends = min(starts, busy[last][0]), busy[last][1]
+            last += 1
+        busy[first:last] = [(starts, ends + left)]
+        if size <= SMALL_BYTES:
+            return min(ends + left, at_ms + BUFFER_MS + size / rate)
+        return ends + left

@@ -6,7 +6,7 @@ from statistics import median
 import pytest
 
 from node.sim.checks import Safety
-from node.sim.network import TAIL_MAX, Link, Network
+from node.sim.network import FRAME_OVERHEAD_BYTES, SMALL_BYTES, TAIL_MAX, Link, Network
 from node.sim.world import World
 from protocol.ids import PeerId
 from protocol.rules import Quorum, Rules
@@ -69,6 +69,42 @@ def test_a_heavy_tail_is_mostly_short() -> None:
     assert median(late) == pytest.approx(20.0, rel=0.05)
     assert late[int(0.99 * len(late))] == pytest.approx(200.0, rel=0.15)
     assert late[-1] <= TAIL_MAX * 20.0
+
+
+def test_a_slow_sender_does_not_hold_up_the_others() -> None:
+    """Its message takes ten seconds to come in; until then the receiver's line is free. Two that
+    come in at once share it.
+    """
+    size = 10_000 - FRAME_OVERHEAD_BYTES
+    network = Network(Link(delay_ms=0, jitter_ms=0), random.Random(3))
+    network.own_links = {
+        A: Link(delay_ms=0, jitter_ms=0),
+        B: Link(delay_ms=0, jitter_ms=0, up_bytes_per_ms=1.0),
+        C: Link(delay_ms=0, jitter_ms=0, down_bytes_per_ms=10.0),
+    }
+    times = [network.arrivals(sender, C, size, 0.0) for sender in (B, A, A)]
+    assert times == [[11_000.0], [1_000.0], [2_000.0]]
+    assert network.arrivals(A, C, size, 9_500.0) == [11_500.0]  # what B sent comes in between
+
+
+def test_a_line_carries_no_more_than_its_rate() -> None:
+    """Whoever sends, and in whatever order it comes in."""
+    chance = random.Random(4)
+    network = Network(Link(), chance)
+    network.own_links = {
+        A: Link(delay_ms=50, jitter_ms=500, up_bytes_per_ms=7.0),
+        B: Link(delay_ms=5, jitter_ms=50, up_bytes_per_ms=300.0),
+        C: Link(down_bytes_per_ms=20.0),
+    }
+    carried: list[tuple[float, int]] = []
+    for number in range(300):
+        size = chance.randrange(SMALL_BYTES, 60_000)
+        (through,) = network.arrivals(chance.choice([A, B]), C, size, 100.0 * number)
+        carried.append((through, size + FRAME_OVERHEAD_BYTES))
+    total, first = 0, min(through for through, _ in carried)
+    for through, size in sorted(carried)[1:]:
+        total += size
+        assert total <= 20.0 * (through - first) + 60_000 * 2
 
 
 @BOTH
