@@ -81,7 +81,7 @@ def test_a_link_ten_times_slower_still_counts(slow: Link, unit_bytes: int, quoru
     """P3, P4: a tenth of the others' rate, ten times their delay, or both.
 
     1. Rounds go on for five minutes; p5 works a whole window like the others, and is heard later.
-    2. Four rounds in five list it, and those of the others.
+    2. Six rounds in seven list it, and as many list each of the others (nine in ten were measured).
     3. Rounds last a window and the least time that stragglers are given, or less; when p5 itself
        closes over its thin line, some three times as much, but never as long as the rules allow.
     """
@@ -91,7 +91,7 @@ def test_a_link_ten_times_slower_still_counts(slow: Link, unit_bytes: int, quoru
     assert len(rounds) >= 5 * MINUTE / (rules.window_ms + 2 * rules.deadline_floor_ms)
     assert world.counts["departed"] == 0
     for name in world.peers:
-        assert listed(world, name) >= 0.8 * len(rounds), name
+        assert listed(world, name) >= 0.85 * len(rounds), name
     took = [entry.body.took_ms for entry in rounds]
     assert median(took) <= rules.window_ms + rules.deadline_floor_ms
     assert max(took[8:]) <= rules.window_ms + 4 * rules.deadline_floor_ms
