@@ -21,7 +21,7 @@ from protocol.entries import (
 )
 from protocol.errors import RemoteError
 from protocol.ids import ID_BYTES, Millis, PeerId
-from protocol.messages import Evidence, Hello, Join, Leave, Refused, Welcome
+from protocol.messages import Evidence, Hello, Introduce, Join, Leave, Refused, Welcome
 
 _T = TypeVar("_T")
 
@@ -29,6 +29,7 @@ _CHANGES_BYTES_MAX: Final = ENTRY_BYTES_MAX // 8  # for admissions, and as much 
 _TOKEN_OVERHEAD: Final = 128
 _DEPARTURE_OVERHEAD: Final = 16
 _PENDING_MAX: Final = 256
+_INTRODUCED: Final = 8
 _WELCOME_CARDS: Final = 32
 _PENDING_ROUNDS: Final = 16
 
@@ -95,6 +96,9 @@ class Admissions:
         except RemoteError as error:
             core.send(guest, Refused(str(error)))
             raise
+        if message.card.peer not in core.cards:
+            some = core.dice.pick(core.membership.others_up(), _INTRODUCED)
+            core.send(some, Introduce(message.card, message.token))
         core.learn_card(message.card)
         mine = core.cards[core.me]
         others = [
@@ -105,6 +109,15 @@ class Admissions:
         cards = (mine, *core.dice.pick(others, _WELCOME_CARDS - 1))
         core.send(guest, Welcome(core.manifest, cards, core.ledger.summary()))
         core.note("info", "welcomed", peer=message.card.peer)
+
+    def on_introduce(self, member: bytes, message: Introduce, wall_s: int) -> None:
+        """Somebody whom another member let in: a long state comes faster from many."""
+        core = self._core
+        if member not in core.head.roster:
+            raise RemoteError("an introduction by a stranger")
+        if core.may_answer(member):
+            self._check(message.card, message.token, wall_s)
+            core.learn_card(message.card)
 
     def _check(self, card: Card, token: Token | None, wall_s: int) -> None:
         """May the owner of this card become a member? Raises RemoteError with the reason."""

@@ -43,6 +43,7 @@ from protocol.messages import (
     Head,
     Health,
     Hello,
+    Introduce,
     Join,
     Leave,
     Level,
@@ -199,6 +200,7 @@ _KINDS: Final[dict[int, tuple[type, Field[Any]]]] = {
     26: (PieceRefused, record(PieceRefused, HASH, _LEVEL, many(_NUMBER, PIECES_MAX), uint(60_000))),
     27: (MendRequest, record(MendRequest, ROUND, HASH, blob(8, CHECKS_BYTES_MAX))),
     28: (Mend, record(Mend, ROUND, HASH, uint(U32), many(_MENDED, MENDED_MAX))),
+    29: (Introduce, record(Introduce, CARD, _TOKEN)),
     34: (
         Relay,
         record(Relay, PEER, PEER, uint(U64), uint(U64), blob(3, RELAYED_BYTES_MAX), SIGNATURE),

@@ -70,6 +70,14 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
+class Introduce:
+    """I let this peer in; let it connect to you too, it has chunks to fetch."""
+
+    card: Card
+    token: Token | None
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     peer: PeerId
     round: int  # the first round that the leaver wants no part in
@@ -405,6 +413,7 @@ Message = (
     | PieceRefused
     | MendRequest
     | Mend
+    | Introduce
     | Relay
     | Unrelayed
     | DialBack

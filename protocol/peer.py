@@ -64,6 +64,7 @@ from protocol.messages import (
     EntriesRequest,
     Evidence,
     Hello,
+    Introduce,
     Join,
     Leave,
     Mend,
@@ -446,6 +447,8 @@ class Peer:
                 self._catchup.on_evidence(message)
             case Hello():
                 self._admissions.on_hello(sender, message, wall_s)
+            case Introduce():
+                self._admissions.on_introduce(sender, message, wall_s)
             case Join():
                 self._admissions.on_join(sender, message, wall_s)
             case Leave():

@@ -50,6 +50,10 @@ def choose(
     return Choice(False, f"{replay}; {fetch}")
 
 
+def _pays(choice: Choice | None) -> bool:
+    return choice is not None and choice.by_snapshot
+
+
 class Recovery:
     """`fail` is called when a snapshot that was waited for cannot be had."""
 
@@ -60,6 +64,7 @@ class Recovery:
         self._is_held = False  # replaying was stopped for it
         self._refused: dict[Hash, None] = {}
         self._told_ms = 0
+        self._last: tuple[int, float] | None = None  # size and rate of the last one fetched
         self._behind: Behind | None = None  # the last word on replaying, before it was stopped
         self._done_ms: float | None = None  # when the state will be at the head, as far as we know
 
@@ -94,6 +99,9 @@ class Recovery:
     def behind(self, event: Behind) -> None:
         if self._is_held:
             return
+        if event.ms_per_round is not None:
+            left_ms = (event.target - event.round) * event.ms_per_round
+            self._done_ms = self._core.now + left_ms
         if self._wanted is None or self._fetch is None:
             self._consider(event)
             return
@@ -113,6 +121,8 @@ class Recovery:
             return
         for snapshot in event.snapshots:
             if snapshot.root not in self._refused and snapshot.round > event.round:
+                if self._last is not None and not _pays(choose(event, snapshot, *self._last)):
+                    continue
                 self._wanted = snapshot
                 self._told_ms = self._core.now
                 self._fetch = self._transfers.start(snapshot.root, self._arrived)
@@ -136,6 +146,9 @@ class Recovery:
         assert fetch is not None
         now = self._core.now
         self._estimate()
+        rate = fetch.per_ms(now)
+        if fetch.size is not None and rate is not None:
+            self._last = fetch.size, rate
         self._core.note(
             "info",
             "snapshot-fetched",

@@ -51,18 +51,18 @@ class Wide(Bigram):
 
     def __init__(self, megabytes: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(_BYTES, megabytes * 1_000_000 // (4 * _BYTES))
+        self.table = nn.Parameter(torch.empty(_BYTES, megabytes * 1_000_000 // (4 * _BYTES)))
 
     def forward(self, tokens: Tensor) -> Tensor:
         logits: Tensor = super().forward(tokens)
-        return logits + self.table(tokens)[..., :_BYTES]
+        return logits + self.table[:, :_BYTES][tokens]
 
 
 def _wide(megabytes: int) -> nn.Module:
     model = Wide(megabytes)
     with torch.no_grad():
         for weight in model.parameters():
-            weight.copy_((torch.arange(weight.numel()).reshape(weight.shape) % 17 - 8) / 64)
+            weight.copy_((torch.arange(weight.shape[-1]) % 17 - 8) / 64)
     return model
 
 

@@ -47,6 +47,8 @@ from protocol.ledger import Mark, round_key
 from protocol.messages import (
     Accepted,
     Ack,
+    BlobOffer,
+    BlobRequest,
     Closed,
     Commit,
     Contribute,
@@ -60,11 +62,18 @@ from protocol.messages import (
     Head,
     Health,
     Hello,
+    Introduce,
     Join,
     Leave,
+    Level,
     Locator,
+    Mend,
+    MendRequest,
     Message,
     Nack,
+    Piece,
+    PieceRefused,
+    PieceRequest,
     Ping,
     PingRequest,
     Prepare,
@@ -311,7 +320,7 @@ class Attack:
         chance = self.chance
         round, sequence = min(self.round(), 2**48 - 1), min(self.number(), 2**32 - 1)
         tip, ballot = self.hash()[:8], self.ballot()
-        match chance.randrange(24):
+        match chance.randrange(28):
             case 0:
                 return Hello(self.card(), self.token())
             case 1:
@@ -358,8 +367,37 @@ class Attack:
                 return self.evidence()
             case 21:
                 return self.question()
+            case 22 | 23 | 24 | 25:
+                return self.about_blobs()
             case _:
                 return self.envelope()
+
+    def about_blobs(self) -> Message:
+        """Chunks, repairs and introductions, of roots and places that may well be real."""
+        chance = self.chance
+        root = chance.choice([*self.who.blobs, self.hash(), self.hash()])
+        number = min(self.number(), 2**32 - 1)
+        numbers = tuple(min(self.number(), 2**32 - 1) for _ in range(chance.randint(0, 5)))
+        level, data = chance.choice(list(Level)), chance.randbytes(chance.choice([1, 8, 300]))
+        match chance.randrange(8):
+            case 0:
+                return BlobRequest(root)
+            case 1:
+                have = chance.choice([None, b"", b"\x01", b"\xff"])
+                return BlobOffer(root, min(self.number(64), 2**64 - 1), self.many(self.hash), have)
+            case 2:
+                return PieceRequest(root, level, numbers)
+            case 3:
+                return Piece(root, level, number, data)
+            case 4:
+                return PieceRefused(root, level, numbers, chance.choice([0, 1, 60_000]))
+            case 5:
+                return MendRequest(self.head.round, self.head.hash, chance.randbytes(8))
+            case 6:
+                chunks = tuple((n, data) for n in numbers)
+                return Mend(self.head.round, self.head.hash, number, chunks)
+            case _:
+                return Introduce(self.card(), self.token())
 
     def altered(self, value: Any) -> Any:  # noqa: ANN401
         """The same message, with one field at any depth replaced."""

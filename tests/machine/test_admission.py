@@ -15,6 +15,7 @@ from protocol.messages import (
     Head,
     Health,
     Hello,
+    Introduce,
     Join,
     Leave,
     Message,
@@ -335,3 +336,26 @@ def test_an_applicant_turns_to_who_let_it_in() -> None:
         door.effects = door.peer.handle(Tick(), Millis(door.now))
         asked += [to[0] for to, _ in door.sent(EntriesRequest)]
     assert asked.count(sponsor) >= 2
+
+
+def test_who_lets_somebody_in_introduces_it() -> None:
+    """Otherwise the others refuse its connections, and a long state comes from one peer alone."""
+    door = Door(ME, MEMBERS)
+    door.hear(b"guest 1", Hello(card(NEW), token(ONE)))
+    ((to, said),) = door.sent(Introduce)
+    assert set(to) == set(MEMBERS) - {ME}
+    assert (said.card, said.token) == (card(NEW), token(ONE))
+    door.hear(b"guest 1", Hello(card(NEW), token(ONE)))
+    assert not door.sent(Introduce), "once"
+
+
+def test_an_introduction_is_checked_like_a_request() -> None:
+    """P6: who is introduced needs an invite, and who introduces is a member."""
+    door = Door(ME, MEMBERS)
+    door.hear(ONE, Introduce(card(NEW), None))
+    assert door.faults() == ["an invite is needed"]
+    door.hear(PeerId(bytes(31) + b"s"), Introduce(card(NEW), token(ONE)))
+    assert door.faults() == ["an introduction by a stranger"]
+    door.hear(ONE, Introduce(card(NEW), token(ONE)))
+    assert [effect.card.peer for effect in door.of(Connect)] == [NEW]
+    assert not door.sent(Introduce), "it is not passed on"
