@@ -5,6 +5,7 @@ A thread of its own reads while training goes on (`guard`), so nobody waits for 
 """
 
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -25,6 +26,9 @@ from protocol.messages import Mend, Message
 
 _SOON_S: Final = 0.05  # how often a place that the state has not reached yet is looked for
 _SOON_MAX: Final = 100
+# A file that is forced onto the disk in one go makes every other writer wait, and the round's
+# records are among them.
+_SYNC_CHUNKS: Final = 32
 _log = logging.getLogger(__name__)
 
 
@@ -127,6 +131,9 @@ class StateKeeper:
                     data = self._next_chunk(taking, number)
                     file.write(data)
                     names.append(chunk_id(data))
+                    if number % _SYNC_CHUNKS == 0:
+                        file.flush()
+                        os.fdatasync(file.fileno())
             self.snapshots.add(path, round, entry, stream.size, b"".join(names))
         except OSError as error:
             # Training can do without; a start from here will replay more.
