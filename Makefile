@@ -16,7 +16,7 @@ run: $(VENV)/.installed
 	$(BIN)/peer up configs/stdlib-gpt.toml --peers 4 --rounds $(RUN_ROUNDS) --churn
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
