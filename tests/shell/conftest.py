@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from node.swarm import Swarm
+from tests.shell.runs import write_run
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
@@ -18,3 +21,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("may not mount a small file system here")
     yield where
     subprocess.run(["umount", str(where)], check=True)
+
+
+@pytest.fixture
+def swarm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Swarm]:
+    """An empty swarm; its quorum is the test's parameter, if it has one. Leaves no process."""
+    config = write_run(tmp_path, quorum=getattr(request, "param", "any"))
+    swarm = Swarm(tmp_path / "swarm", config, ["--threads", "1"])
+    try:
+        yield swarm
+    finally:
+        for peer in swarm.peers:
+            if peer.up:
+                peer.process.kill()
+            peer.process.wait()

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from node.swarm import PeerProcess, Swarm
-from tests.shell.test_swarm import WAIT_S, members_seen, words
+from tests.shell.swarms import WAIT_S, members_seen, words
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())

@@ -1,44 +1,7 @@
 """Processes that nobody can dial: they meet through those that somebody can."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
-from node.offline import ReadOnlyStore
 from node.swarm import PeerProcess, Swarm
-from protocol.entries import Entry
-from protocol.restore import entry_at
-from tests.shell.runs import write_run
-
-WAIT_S = 120.0
-
-
-@pytest.fixture
-def swarm(tmp_path: Path) -> Iterator[Swarm]:
-    swarm = Swarm(tmp_path / "swarm", write_run(tmp_path), ["--threads", "1"])
-    try:
-        yield swarm
-    finally:
-        for peer in swarm.peers:
-            if peer.up:
-                peer.process.kill()
-            peer.process.wait()
-
-
-def words(swarm: Swarm) -> str:
-    return "\n".join(f"--- {peer.name}\n{swarm.last_words(peer)}" for peer in swarm.peers)
-
-
-def entries(peer: PeerProcess) -> list[Entry]:
-    disk = ReadOnlyStore(peer.home)
-    try:
-        found = []
-        while (entry := entry_at(disk, len(found))) is not None:
-            found.append(entry)
-        return found
-    finally:
-        disk.close()
+from tests.shell.swarms import WAIT_S, entries, words
 
 
 def reached(peer: PeerProcess, other: PeerProcess) -> tuple[str, str | None]:

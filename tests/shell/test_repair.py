@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 from node.swarm import PeerProcess, Swarm
-from tests.shell.test_swarm import WAIT_S, grow, reach, swarm, words
+from tests.shell.swarms import WAIT_S, grow, reach, words
 
-__all__ = ["swarm"]
 FAILING = Path(__file__).with_name("failing_memory.py")
 
 

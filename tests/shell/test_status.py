@@ -4,9 +4,7 @@ import socket
 import urllib.request
 
 from node.swarm import Swarm
-from tests.shell.test_swarm import WAIT_S, ask, peer_command, swarm, words
-
-__all__ = ["swarm"]
+from tests.shell.swarms import WAIT_S, ask, peer_command, words
 
 
 def test_disk_and_snapshots_are_shown(swarm: Swarm) -> None:

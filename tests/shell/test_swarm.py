@@ -1,89 +1,24 @@
 """Swarms of real processes over real sockets."""
 
-import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from node.offline import ReadOnlyStore
 from node.swarm import PeerProcess, Swarm
-from protocol.entries import Entry
-from protocol.restore import entry_at
 from tests.shell.runs import write_run
-
-WAIT_S = 240.0
-
-
-@pytest.fixture
-def swarm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Swarm]:
-    """An empty swarm; its quorum is the test's parameter, if it has one. Leaves no process."""
-    config = write_run(tmp_path, quorum=getattr(request, "param", "any"))
-    swarm = Swarm(tmp_path / "swarm", config, ["--threads", "1"])
-    try:
-        yield swarm
-    finally:
-        for peer in swarm.peers:
-            if peer.up:
-                peer.process.kill()
-            peer.process.wait()
-
-
-def grow(swarm: Swarm, peers: int) -> None:
-    """Until all are members."""
-    swarm.found()
-    assert swarm.wait(swarm.invite_file.exists, WAIT_S), swarm.last_words(swarm.peers[0])
-    for _ in range(peers - 1):
-        swarm.join()
-    assert swarm.wait(lambda: members_seen(swarm) == peers, WAIT_S), words(swarm)
-
-
-def members_seen(swarm: Swarm) -> int:
-    """How many members the least informed peer counts."""
-    up = [peer for peer in swarm.peers if not peer.gone]
-    if any(peer.seen is None or not peer.seen["member"] for peer in up):
-        return 0
-    return min(len(peer.seen["members"]) for peer in up if peer.seen)
-
-
-def words(swarm: Swarm) -> str:
-    return "\n".join(f"--- {peer.name}\n{swarm.last_words(peer)}" for peer in swarm.peers)
-
-
-def reach(swarm: Swarm, round: int) -> None:
-    def there() -> bool:
-        up = [peer for peer in swarm.peers if not peer.gone]
-        return all(peer.seen is not None and peer.seen["round"] >= round for peer in up)
-
-    assert swarm.wait(there, WAIT_S, every_s=0.1), f"{swarm.rounds()}\n{words(swarm)}"
-
-
-def entries(peer: PeerProcess) -> list[Entry]:
-    disk = ReadOnlyStore(peer.home)
-    try:
-        found = []
-        while (entry := entry_at(disk, len(found))) is not None:
-            found.append(entry)
-        return found
-    finally:
-        disk.close()
-
-
-def peer_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cli.app", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
-
-
-def ask(*arguments: str) -> dict[str, Any]:
-    done = peer_command(*arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    assert isinstance(answer, dict)
-    return answer
+from tests.shell.swarms import (
+    WAIT_S,
+    ask,
+    entries,
+    grow,
+    members_seen,
+    peer_command,
+    reach,
+    words,
+)
 
 
 @pytest.mark.parametrize("swarm", ["any", "majority"], indirect=True)
@@ -144,27 +79,6 @@ def test_leaving_and_coming_back(swarm: Swarm) -> None:
     leaver.seen = None
     swarm.restart(leaver)
     assert swarm.wait(lambda: members_seen(swarm) == 2, WAIT_S), words(swarm)
-
-
-def test_a_peer_that_cannot_be_dialled(swarm: Swarm) -> None:
-    """It listens nowhere, and takes part over the connections that it opens itself."""
-    grow(swarm, 2)
-    home = swarm.folder / "hidden"
-    command = (sys.executable, "-m", "cli.app", "join", "--home", str(home))
-    command += ("--invite-file", str(swarm.invite_file), "--listen", "none")
-    log = swarm.folder / "hidden.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
-    hidden = PeerProcess("hidden", home, log, command, process)
-    swarm.peers.append(hidden)
-    assert swarm.wait(lambda: members_seen(swarm) == 3, WAIT_S), words(swarm)
-    assert hidden.seen is not None
-    assert hidden.seen["addresses"] == []
-
-    def all_contribute() -> bool:
-        return {line.seat for line in entries(swarm.peers[0])[-1].body.lines} == {0, 1, 2}
-
-    assert swarm.wait(all_contribute, WAIT_S), "its contributions never come into the ledger"
 
 
 def test_the_ledger_is_the_model(swarm: Swarm, tmp_path: Path) -> None:
