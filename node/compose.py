@@ -10,6 +10,7 @@ from typing import Any, Final
 import uvloop
 
 from node import bootstrap
+from node.attachments import Attachments
 from node.bootstrap import Knocker, Membership
 from node.build import Workshop
 from node.config import NodeConfig, RunFile
@@ -193,6 +194,7 @@ class Node:
         trainer = workshop.trainer(run, manifest.method)
         founders = (PeerId(bytes.fromhex(manifest.founder)),)
         judge = Judge(run, rules, identity, trainer.method.weigh)
+        attachments = Attachments(plan.home, store)
         saved = restore(store, Mark(0, Hash(run), 0, Roster(founders)))
         metrics = Metrics()
         stats = Stats(trainer.method.weigh, metrics)
@@ -225,8 +227,8 @@ class Node:
 
         post, fail = self._driver.post, self._driver.fail
         reports = Reports(post, send, watcher.note, fail, progress, merged)
-        worker = TrainingWorker(trainer, place, store, snapshots, reports)
-        donor = Donor(snapshots, send, post, fail, plan.node.upload_mbit * 125_000)
+        worker = TrainingWorker(trainer, place, store, snapshots, attachments, reports)
+        donor = Donor(attachments, snapshots, send, post, fail, plan.node.upload_mbit * 125_000)
         observed = ObservedWorker(worker, stats, log)
         prober = NodeProber(post, identity_keys(store.identity()))
         port = TransportPort(transport)
@@ -417,7 +419,7 @@ class _Status:
         metrics.set_all("peer_disk_bytes", disk_by_part(self._node.home))
         metrics.set("peer_chunk_bytes", self._donor.fetched_bytes, "in")
         metrics.set("peer_chunk_bytes", self._donor.served_bytes, "out")
-        metrics.set("peer_damaged_chunks", self._snapshots.damaged)
+        metrics.set("peer_damaged_chunks", self._donor.damaged)
 
     def _health(self, peer: PeerId) -> str:
         return Health(self._peer.membership.health(peer)).name.lower()
@@ -471,7 +473,7 @@ class _Status:
             "snapshot_bytes": disk["snapshots"],
             "chunks_served_bytes": self._donor.served_bytes,
             "chunks_fetched_bytes": self._donor.fetched_bytes,
-            "damaged_chunks": self._snapshots.damaged,
+            "damaged_chunks": self._donor.damaged,
             **self._stats.as_json(),
         }
 

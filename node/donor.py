@@ -1,7 +1,7 @@
 """Chunks on disk, for others and for ourselves: a `Blobs` port with a thread of its own.
 
-Whoever asks for pieces gets them in turns with others, no faster than this machine's cap allows;
-what we fetch is written down as it comes.
+Whoever asks for pieces gets them in turns with others, attachments before snapshots, no faster than
+this machine's cap allows; what we fetch is written down as it comes.
 """
 
 import queue
@@ -12,9 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from node.attachments import Attachments
+from node.chunks import Blob, ChunkFiles
 from node.snapshots import Snapshots
 from protocol.codec import CHUNK_BYTES
-from protocol.events import BlobOpened, Event, OpenBlob, ServePieces, StorePiece
+from protocol.events import (
+    BlobKept,
+    BlobKind,
+    BlobOpened,
+    Event,
+    KeepBlob,
+    OpenBlob,
+    ServePieces,
+    StorePiece,
+)
 from protocol.ids import Hash, PeerId
 from protocol.messages import Level, Message, Piece, PieceRefused
 
@@ -23,7 +34,7 @@ _ASKERS_MAX: Final = 1_024
 _BUSY_MS: Final = 2_000
 _BURST_S: Final = 0.1
 
-_Job = ServePieces | OpenBlob | None
+_Job = ServePieces | OpenBlob | KeepBlob | None
 
 
 @dataclass(slots=True)
@@ -51,22 +62,36 @@ class _Asker:
 
 
 class Donor:
+    """Serves the chunk files of a machine, the more urgent ones first."""
+
     def __init__(
         self,
+        attachments: Attachments,
         snapshots: Snapshots,
         send: Callable[[PeerId, Message], None],
         post: Callable[[Event], None],
         failed: Callable[[BaseException], None],
         upload_bytes_per_s: float = 0.0,
     ) -> None:
-        self._snapshots, self._send, self._post, self._failed = snapshots, send, post, failed
+        self._attachments = attachments
+        self._shelves = {
+            BlobKind.ATTACHMENT: attachments.files,
+            BlobKind.SNAPSHOT: snapshots.files,
+        }
+        self._send, self._post, self._failed = send, post, failed
         self._cap = Cap(upload_bytes_per_s)
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._askers: dict[PeerId, _Asker] = {}
+        # By what they ask for; of each kind, whoever has waited longest first.
+        self._askers: dict[BlobKind, dict[PeerId, _Asker]] = {kind: {} for kind in self._shelves}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main, name="donor", daemon=True)
         self.served_bytes = 0
         self.fetched_bytes = 0
+
+    @property
+    def damaged(self) -> int:
+        """Chunks on disk that no longer fitted their names."""
+        return sum(shelf.damaged for shelf in self._shelves.values())
 
     def start(self) -> None:
         self._thread.start()
@@ -79,9 +104,16 @@ class Donor:
     # The port, called on the driver's thread
 
     def offer(self, to: PeerId, root: Hash) -> None:
-        offer = self._snapshots.offer(root)
+        offer = self._shelf(root).offer(root)
         if offer is not None:
             self._send(to, offer)
+
+    def _shelf(self, root: Hash) -> ChunkFiles:
+        return self._shelves[self._kind(root)]
+
+    def _kind(self, root: Hash) -> BlobKind:
+        is_attachment = root in self._attachments.files
+        return BlobKind.ATTACHMENT if is_attachment else BlobKind.SNAPSHOT
 
     def serve(self, task: ServePieces) -> None:
         self._jobs.put(task)
@@ -90,11 +122,15 @@ class Donor:
         self._jobs.put(task)
 
     def put(self, task: StorePiece) -> None:
-        self._snapshots.put(task.root, task.number, task.data)
+        self._shelf(task.root).put(task.root, task.number, task.data)
         self.fetched_bytes += len(task.data)
 
+    def keep(self, task: KeepBlob) -> None:
+        self._jobs.put(task)
+
     def drop(self, root: Hash) -> None:
-        self._snapshots.close(root)
+        self._shelves[BlobKind.SNAPSHOT].close(root)
+        self._shelves[BlobKind.ATTACHMENT].discard(root)
 
     # The thread
 
@@ -110,25 +146,30 @@ class Donor:
         """Everything that was asked for; waits only if there is nothing to send."""
         while not self._stop.is_set():
             try:
-                job = self._jobs.get(block=not self._askers)
+                job = self._jobs.get(block=not any(self._askers.values()))
             except queue.Empty:
                 return
             match job:
                 case ServePieces():
                     self._queue(job)
                 case OpenBlob():
-                    have = self._snapshots.open(job.root, job.size, job.chunk_ids)
+                    blob = Blob(job.root, job.size, job.chunk_ids)
+                    have = self._shelves[job.kind].open(blob)
                     self._post(BlobOpened(job.root, have.encode()))
+                case KeepBlob():
+                    if self._attachments.keep(job.root, job.round):
+                        self._post(BlobKept(job.root))
                 case None:
                     return
 
     def _queue(self, task: ServePieces) -> None:
-        asker = self._askers.get(task.to)
+        askers = self._askers[self._kind(task.root)]
+        asker = askers.get(task.to)
         if asker is None:
-            if len(self._askers) >= _ASKERS_MAX:
+            if len(askers) >= _ASKERS_MAX:
                 self._refuse(task, task.numbers, _BUSY_MS)
                 return
-            asker = self._askers[task.to] = _Asker()
+            asker = askers[task.to] = _Asker()
         room = max(0, _WAITING_MAX - len(asker.waiting))
         asker.waiting.extend((task.root, task.level, number) for number in task.numbers[:room])
         if task.numbers[room:]:
@@ -139,14 +180,15 @@ class Donor:
 
     def _serve_one(self) -> None:
         """One piece for whoever has waited longest since its last."""
-        if not self._askers:
+        askers = next((waiting for waiting in self._askers.values() if waiting), None)
+        if askers is None:
             return
-        to = next(iter(self._askers))
-        asker = self._askers.pop(to)
+        to = next(iter(askers))
+        asker = askers.pop(to)
         root, level, number = asker.waiting.popleft()
         if asker.waiting:
-            self._askers[to] = asker
-        data = self._snapshots.read(root, level, number)
+            askers[to] = asker
+        data = self._shelf(root).read(root, level, number)
         if data is None:
             self._send(to, PieceRefused(root, level, (number,), 0))
             return

@@ -24,10 +24,12 @@ from protocol.events import (
     Applied,
     Apply,
     Event,
+    GiveBack,
     Halt,
     Hold,
     Note,
     Patch,
+    Proceed,
     Rebuild,
     Received,
     Restore,
@@ -104,9 +106,12 @@ class ObservedWorker:
         self._stats.activity = f"rebuilding: {task.reason}"
         self._worker.rebuild(task)
 
-    def give_back(self, round: int, payload: bytes) -> None:
+    def give_back(self, task: GiveBack) -> None:
         self._stats.late += 1
-        self._worker.give_back(round, payload)
+        self._worker.give_back(task)
+
+    def proceed(self, task: Proceed) -> None:
+        self._worker.proceed(task)
 
     def hold(self, task: Hold) -> None:
         self._stats.activity = "waiting for a snapshot"

@@ -122,7 +122,7 @@ class StateKeeper:
 
     def _snapshot(self, taking: _Taking) -> None:
         round, entry = taking.place
-        path = self.snapshots.partial_path(f"taking-{round}")
+        path = self.snapshots.files.partial_path(f"taking-{round}")
         names: list[bytes] = []
         stream = taking.stream
         try:

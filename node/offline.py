@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from node.attachments import AttachmentReader
 from node.bootstrap import Membership
 from node.build import Workshop
 from node.config import Manifest, NodeConfig
 from node.errors import UserError
-from node.replica import Progress, Replica
+from node.replica import AttachmentLibrary, LackingError, Progress, Replica
 from node.snapshots import SnapshotReader
 from node.store import load_identity
 from protocol.codec import decode_entry
@@ -67,10 +68,17 @@ def rebuild(home: Path, progress: Progress, changes: Mapping[str, Any] | None = 
         membership = Membership(raw, Manifest.decode(raw), door, None)
         node, root = recall_settings(disk.get("meta", b"settings"))
         node = node.model_copy(update=changes or {})
-        replica, workshop = make_replica(membership, node, root, Identity(load_identity(home)).peer)
+        me, attachments = Identity(load_identity(home)).peer, AttachmentReader(home, disk)
+        replica, workshop = make_replica(membership, node, root, me, attachments)
         names = [name for _, name in disk.scan("chain")]
         bodies = tuple(_body(disk, name) for name in names)
-        replica.rebuild(disk, SnapshotReader(home, disk), len(names), progress)
+        try:
+            replica.rebuild(disk, SnapshotReader(home, disk), len(names), progress)
+        except LackingError as error:
+            raise UserError(
+                f"what round {error.round} changed has not come to this disk yet",
+                "let this peer run until `peer status` says that it has caught up",
+            ) from error
         if replica.round != len(names):
             raise UserError("the ledger changed while it was read", "run the command again")
         return Rebuilt(membership, workshop, replica, bodies)
@@ -91,14 +99,19 @@ def recall_settings(kept: bytes | None) -> tuple[NodeConfig, Path]:
 
 
 def make_replica(
-    membership: Membership, node: NodeConfig, root: Path, me: PeerId
+    membership: Membership,
+    node: NodeConfig,
+    root: Path,
+    me: PeerId,
+    attachments: AttachmentLibrary | None = None,
 ) -> tuple[Replica, Workshop]:
     """At the run's beginning."""
     manifest = membership.manifest
     workshop = Workshop.open(manifest.model, manifest.data, node, root)
     trainer = workshop.trainer(membership.run, manifest.method)
     founders = (PeerId(bytes.fromhex(manifest.founder)),)
-    replica = Replica(trainer.method, trainer.initial_state, membership.run, me, founders)
+    initial = trainer.initial_state
+    replica = Replica(trainer.method, initial, membership.run, me, founders, attachments)
     return replica, workshop
 
 

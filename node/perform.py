@@ -17,10 +17,12 @@ from protocol.events import (
     GiveBack,
     Halt,
     Hold,
+    KeepBlob,
     Note,
     OfferBlob,
     OpenBlob,
     Patch,
+    Proceed,
     Rebuild,
     Restore,
     Save,
@@ -77,7 +79,9 @@ def perform(effects: Iterable[Effect], shell: Shell) -> None:
             case Rebuild():
                 _rebuild(effect, shell)
             case GiveBack():
-                shell.worker.give_back(effect.round, effect.payload)
+                shell.worker.give_back(effect)
+            case Proceed():
+                shell.worker.proceed(effect)
             case ServeEntries():
                 room = shell.peer.reply_bytes_max(effect.to) // 2
                 found = entries_after(shell.disk, effect.locators, room)
@@ -98,6 +102,8 @@ def perform(effects: Iterable[Effect], shell: Shell) -> None:
                 shell.blobs.open(effect)
             case StorePiece():
                 shell.blobs.put(effect)
+            case KeepBlob():
+                shell.blobs.keep(effect)
             case DropBlob():
                 shell.blobs.drop(effect.root)
             case Hold():
@@ -128,5 +134,5 @@ def _rebuild(task: Rebuild, shell: Shell) -> None:
     """After a switch, our own work that the new chain does not list is given back."""
     shell.worker.rebuild(task)
     if task.switched:
-        for round, payload in unlisted(shell.disk, shell.peer.ledger.head):
-            shell.worker.give_back(round, payload)
+        for work in unlisted(shell.disk, shell.peer.ledger.head):
+            shell.worker.give_back(work)

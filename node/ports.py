@@ -10,11 +10,14 @@ from protocol.events import (
     Answer,
     Apply,
     EchoBack,
+    GiveBack,
     Halt,
     Hold,
+    KeepBlob,
     Note,
     OpenBlob,
     Patch,
+    Proceed,
     Rebuild,
     Restore,
     ServeMend,
@@ -63,7 +66,9 @@ class Worker(Protocol):
 
     def rebuild(self, task: Rebuild) -> None: ...
 
-    def give_back(self, round: int, payload: bytes) -> None: ...
+    def give_back(self, task: GiveBack) -> None: ...
+
+    def proceed(self, task: Proceed) -> None: ...
 
     def hold(self, task: Hold) -> None: ...
 
@@ -88,6 +93,10 @@ class Blobs(Protocol):
         ...
 
     def put(self, task: StorePiece) -> None: ...
+
+    def keep(self, task: KeepBlob) -> None:
+        """Answered with `BlobKept`."""
+        ...
 
     def drop(self, root: Hash) -> None: ...
 

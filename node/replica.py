@@ -16,7 +16,7 @@ from node.methods.base import Contribution, Method, RoundContext
 from node.snapshots import Record
 from node.stream import StateStream
 from protocol.codec import decode
-from protocol.entries import Entry
+from protocol.entries import Attachment, Entry
 from protocol.ids import Hash, PeerId, RunId, digest
 from protocol.ledger import round_key
 from protocol.messages import Contribute
@@ -38,6 +38,32 @@ class Library(Protocol):
     def load(self, record: Record) -> dict[str, Tensor] | None: ...
 
 
+class AttachmentLibrary(Protocol):
+    """What entries' lines have beside them."""
+
+    def has(self, attached: Attachment) -> bool: ...
+
+    def read(self, attached: Attachment) -> bytes | None: ...
+
+
+class NoAttachments:
+    """For runs that have none, and where nothing is merged."""
+
+    def has(self, attached: Attachment) -> bool:
+        return False
+
+    def read(self, attached: Attachment) -> bytes | None:
+        return None
+
+
+class LackingError(Exception):
+    """The next entry cannot be merged yet: some of its attachments are not on disk."""
+
+    def __init__(self, round: int, attachments: tuple[Attachment, ...]) -> None:
+        super().__init__(f"round {round} lacks {len(attachments)} attachments")
+        self.round, self.attachments = round, attachments
+
+
 class Replica:
     """`round` is the round that is open at the state's place, `hash` the entry before it."""
 
@@ -48,13 +74,16 @@ class Replica:
         run: RunId,
         me: PeerId,
         founders: tuple[PeerId, ...],
+        attachments: AttachmentLibrary | None = None,
     ) -> None:
-        self.method = method
+        self.method, self._attachments = method, attachments or NoAttachments()
         self.guard = StateGuard()
         self._initial_state = initial_state
         self._run, self._me, self.founders = run, me, Roster(founders)
         self.round, self.hash = 0, Hash(run)
         self._roster: tuple[Place, Roster] | None = None  # of the open round, once it was wanted
+        # Told of a contribution that is in the ledger and cannot be merged: round, author, why.
+        self.unusable: Callable[[int, PeerId, str], None] = lambda round, author, why: None
 
     @property
     def place(self) -> Place:
@@ -74,12 +103,34 @@ class Replica:
         return StateStream(self.method.replicated_state(), meta)
 
     def merge(self, entry: Entry, seats: tuple[PeerId, ...]) -> None:
+        """Raises LackingError, and has done nothing then."""
         assert entry.body.parent == self.hash, "entries are applied in the ledger's order"
         context = RoundContext(self._run, entry.round, self._me, seats, lambda: False)
-        lines = [Contribution(seats[line.seat], line.payload) for line in entry.body.lines]
+        lines = self._contributions(entry, seats)
         with self.guard.writing():
             self.method.merge(context, lines)
             self.round, self.hash = entry.round + 1, entry.hash
+
+    def _contributions(self, entry: Entry, seats: tuple[PeerId, ...]) -> list[Contribution]:
+        """Those that can be merged. Whether one can follows from its bytes, which its name fixes:
+        so all peers leave out the same ones.
+        """
+        lacking = [one for one in entry.body.attachments if not self._attachments.has(one)]
+        if lacking:
+            raise LackingError(entry.round, tuple(lacking))
+        found: list[Contribution] = []
+        for line in entry.body.lines:
+            data = b"" if line.attached is None else self._attachments.read(line.attached)
+            if data is None:
+                assert line.attached is not None
+                raise LackingError(entry.round, (line.attached,))  # the disk damaged it
+            try:
+                self.method.check(line.payload, data)
+            except ValueError as error:
+                self.unusable(entry.round, seats[line.seat], str(error))
+            else:
+                found.append(Contribution(seats[line.seat], line.payload, data))
+        return found
 
     def patch(self, chunks: tuple[tuple[int, bytes], ...]) -> tuple[list[str], int]:
         """Put right what differs. Returns the tensors' names, and how many bytes were wrong."""
@@ -116,7 +167,9 @@ class Replica:
         return self.round <= round_max and is_on_chain(disk, self.round, self.hash)
 
     def step(self, disk: Reader) -> bool:
-        """Merge the chain's next entry; False if there is none after this place."""
+        """Merge the chain's next entry; False if there is none after this place. Raises
+        LackingError.
+        """
         entry = entry_at(disk, self.round)
         if entry is None or entry.body.parent != self.hash:
             return False
@@ -128,7 +181,9 @@ class Replica:
         return True
 
     def rebuild(self, disk: Reader, library: Library, round: int, progress: Progress) -> None:
-        """To the place on the chain where `round` is open, as far as the chain on disk leads."""
+        """To the place on the chain where `round` is open, as far as the chain on disk leads.
+        Raises LackingError.
+        """
         self.find_start(disk, library, round)
         first, told = self.round, time.monotonic()
         while self.round < round and self.step(disk):
@@ -159,8 +214,8 @@ class Replica:
             message = decode(raw)
             assert isinstance(message, Contribute), "the outbox holds contributions"
             entry = entry_at(disk, round) if round < self.round else None
-            payloads = [line.payload for line in entry.body.lines] if entry else []
-            if message.payload in payloads:
+            # By signature, not by payload: two peers' small payloads may well be the same bytes.
+            if entry is not None and message.signature in entry.signatures:
                 self.method.settled(round, message.payload)
 
     def _roster_here(self, disk: Reader) -> Roster | None:

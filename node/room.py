@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Final
 
 _BLOCK: Final = 512  # what st_blocks counts in
-_DATABASE, _LOG, _SNAPSHOTS = "peer.db", "events.jsonl", "snapshots"
-PARTS: Final = ("ledger", "snapshots", "log", "other")
+_DATABASE, _LOG = "peer.db", "events.jsonl"
+_FOLDERS: Final = ("snapshots", "attachments")
+PARTS: Final = ("ledger", *_FOLDERS, "log", "other")
 
 
 def disk_by_part(home: Path) -> dict[str, int]:
@@ -23,8 +24,8 @@ def disk_by_part(home: Path) -> dict[str, int]:
 
 
 def _part(path: Path) -> str:
-    if path.parts[0] == _SNAPSHOTS:
-        return "snapshots"
+    if path.parts[0] in _FOLDERS:
+        return path.parts[0]
     if path.name.startswith(_DATABASE):  # the ledger, and SQLite's files beside it
         return "ledger"
     return "log" if path.name.startswith(_LOG) else "other"

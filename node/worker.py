@@ -13,10 +13,11 @@ from typing import Final
 
 from torch import Tensor
 
+from node.attachments import Attachments
 from node.keeper import StateKeeper
 from node.methods.base import Method, RoundContext
 from node.ports import Disk
-from node.replica import Progress, Replica, is_on_chain
+from node.replica import LackingError, Progress, Replica, is_on_chain
 from node.snapshots import Record, Snapshots
 from protocol.entries import Entry
 from protocol.events import (
@@ -24,10 +25,12 @@ from protocol.events import (
     Apply,
     Behind,
     Event,
+    GiveBack,
     Hold,
     Note,
     Patch,
     Patched,
+    Proceed,
     Rebuild,
     Restore,
     ServeMend,
@@ -80,30 +83,36 @@ class Reports:
 
 
 @dataclass(frozen=True, slots=True)
-class _GiveBack:
-    round: int
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class _Close:
     pass
 
 
-_Command = StartWork | Apply | Rebuild | Restore | Patch | _GiveBack | _Close
+_Command = StartWork | Apply | Rebuild | Restore | Patch | Proceed | GiveBack | _Close
 
 
 class TrainingWorker:
     """A `Worker` port."""
 
     def __init__(
-        self, trainer: Trainer, place: Place, disk: Disk, snapshots: Snapshots, reports: Reports
+        self,
+        trainer: Trainer,
+        place: Place,
+        disk: Disk,
+        snapshots: Snapshots,
+        attachments: Attachments,
+        reports: Reports,
     ) -> None:
         self._trainer, self._place, self._disk, self._reports = trainer, place, disk, reports
-        self._snapshots = snapshots
+        self._snapshots, self._attachments = snapshots, attachments
         self._replica = Replica(
-            trainer.method, trainer.initial_state, place.run, place.me, place.founders
+            trainer.method,
+            trainer.initial_state,
+            place.run,
+            place.me,
+            place.founders,
+            attachments,
         )
+        self._replica.unusable = self._tell_unusable
         self._keeper = StateKeeper(
             self._replica, snapshots, reports.post, reports.send, reports.failed
         )
@@ -111,6 +120,7 @@ class TrainingWorker:
         self._stop = threading.Event()
         self._urgent = threading.Event()  # a command that work must not keep waiting
         self._is_held = False  # a snapshot is on its way: no replaying
+        self._is_lacking = False  # attachments are on their way: the same
         self._postponed: StartWork | None = None
         self._target: tuple[int, Hash] = (0, Hash(place.run))  # where all that is queued leads
         self._thread = threading.Thread(target=self._main, name="trainer", daemon=True)
@@ -136,8 +146,11 @@ class TrainingWorker:
         self._target = (task.round, task.parent)
         self._commands.put(task)
 
-    def give_back(self, round: int, payload: bytes) -> None:
-        self._commands.put(_GiveBack(round, payload))
+    def give_back(self, task: GiveBack) -> None:
+        self._commands.put(task)
+
+    def proceed(self, task: Proceed) -> None:
+        self._commands.put(task)
 
     def hold(self, task: Hold) -> None:
         self._is_held = True
@@ -185,8 +198,11 @@ class TrainingWorker:
                 self._restore(command)
             case Patch():
                 self._patch(command)
-            case _GiveBack():
-                self._replica.method.give_back(command.round, command.payload)
+            case Proceed():
+                self._is_lacking = False
+                self._catch_up()
+            case GiveBack():
+                self._give_back(command)
             case _Close():
                 if self._replica.round > 0:
                     self._keeper.take_snapshot()
@@ -219,7 +235,17 @@ class TrainingWorker:
         done = self._replica.method.work(context)
         scalars = _finite(done.loss), _finite(heldout)
         root = self._root_named_in(task.round)
-        self._reports.post(WorkDone(*place, state, done.payload, *scalars, root))
+        attached = None
+        if done.attachment:
+            attached = self._attachments.add(task.round, done.attachment)
+        self._reports.post(WorkDone(*place, state, done.payload, *scalars, root, attached))
+
+    def _give_back(self, task: GiveBack) -> None:
+        data = b"" if task.attached is None else self._attachments.read(task.attached)
+        if data is None:
+            self._reports.note(Note("error", "work-lost", {"round": task.round}))
+        else:
+            self._replica.method.give_back(task.round, task.payload, data)
 
     def _root_named_in(self, round: int) -> Hash | None:
         """Of our snapshot whose turn it is to be named, if it is ready and of this chain."""
@@ -239,11 +265,15 @@ class TrainingWorker:
         if task.entry.round < replica.round or self._is_held:
             return  # a snapshot was past it, or will be
         far = self._target[0] - replica.round > _FAR_ROUNDS
-        if far or task.entry.body.parent != replica.hash:
+        if far or self._is_lacking or task.entry.body.parent != replica.hash:
             self._catch_up()
             return
         started = time.monotonic()
-        replica.merge(task.entry, task.seats)
+        try:
+            replica.merge(task.entry, task.seats)
+        except LackingError as error:
+            self._tell_lacking(error)
+            return
         self._reports.merged(time.monotonic() - started)
         self._arrived()
 
@@ -251,9 +281,14 @@ class TrainingWorker:
         """The state came to a new place."""
         replica = self._replica
         if is_taken(replica.round, self._place.rules):
-            self._keeper.take_snapshot()
+            self._take_snapshot()
         if self._target == replica.place:
             self._tell_state()  # while catching up, only the last digest is worth its time
+
+    def _take_snapshot(self) -> None:
+        """And remove what only a replay from before the oldest one would need."""
+        self._keeper.take_snapshot()
+        self._attachments.collect(self._snapshots.oldest_round())
 
     def _compare_roots(self, entry: Entry, members: int) -> None:
         """P1, byte for byte: is our snapshot the one that most have?"""
@@ -272,10 +307,14 @@ class TrainingWorker:
         replica = self._replica
         first, told_s, told_round = replica.round, time.monotonic(), replica.round
         while not self._should_pause() and replica.round < self._target[0]:
-            if not replica.step(self._disk):
-                return  # the chain moved under us; a rebuild is queued
+            try:
+                if not replica.step(self._disk):
+                    return  # the chain moved under us; a rebuild is queued
+            except LackingError as error:
+                self._tell_lacking(error)
+                return
             if is_taken(replica.round, self._place.rules):
-                self._keeper.take_snapshot()
+                self._take_snapshot()
             passed_s = time.monotonic() - told_s
             if passed_s >= _TELL_S:
                 self._tell_behind(first, 1000 * passed_s / (replica.round - told_round))
@@ -290,17 +329,27 @@ class TrainingWorker:
     def _tell_behind(self, first: int, ms_per_round: float) -> None:
         now, target = self._replica.round, self._target[0]
         self._reports.progress("replaying round", now - first, target - first)
+        self._reports.post(Behind(now, target, ms_per_round, self._snapshots_ahead()))
+
+    def _tell_lacking(self, error: LackingError) -> None:
+        self._is_lacking = True
+        place = error.round, self._target[0], None
+        self._reports.post(Behind(*place, self._snapshots_ahead(), error.attachments))
+
+    def _snapshots_ahead(self) -> tuple[SnapshotAt, ...]:
+        """Of the chain, that the state has not come to; those that are partly here first."""
+        now, target = self._replica.round, self._target[0]
         found = snapshots_on_chain(self._disk, self._replica.founders, target, self._place.rules)
         ahead = sorted(
             (snapshot for snapshot in found if snapshot.round > now),
-            key=lambda one: (self._snapshots.partial_bytes(one.root), one.round),
+            key=lambda one: (self._snapshots.files.partial_bytes(one.root), one.round),
             reverse=True,
         )
-        self._reports.post(Behind(now, target, ms_per_round, tuple(ahead)))
+        return tuple(ahead)
 
     def _rebuild(self, task: Rebuild) -> None:
         replica = self._replica
-        self._is_held = False
+        self._is_held = self._is_lacking = False
         if task.from_scratch:
             replica.start_over()
             replica.find_start(self._disk, self._agreed(task.round), task.round)
@@ -319,7 +368,7 @@ class TrainingWorker:
 
     def _restore(self, task: Restore) -> None:
         self._urgent.clear()
-        self._is_held = False
+        self._is_held = self._is_lacking = False
         self._load(task.snapshot)
         self._catch_up()
         if self._replica.place == self._target:
@@ -329,8 +378,9 @@ class TrainingWorker:
         """A snapshot that was fetched, unless the chain has left it behind."""
         entry = self._disk.get("chain", round_key(snapshot.round - 1))
         record = self._snapshots.finish(snapshot.root, snapshot.round, entry or b"")
-        is_ahead = snapshot.round > self._replica.round
-        if not is_ahead or not is_on_chain(self._disk, snapshot.round, record.entry):
+        if record is None or snapshot.round <= self._replica.round:
+            return
+        if not is_on_chain(self._disk, snapshot.round, record.entry):
             return
         tensors = self._snapshots.load(record)
         if tensors is None:
@@ -359,6 +409,10 @@ class TrainingWorker:
             return
         self._reports.post(Patched(*place, tuple(names), changed))
         self._tell_state()
+
+    def _tell_unusable(self, round: int, author: PeerId, why: str) -> None:
+        fields = {"round": round, "peer": author, "error": why}
+        self._reports.note(Note("error", "attachment-unusable", fields))
 
     def _tell_state(self) -> None:
         replica, task = self._replica, self._postponed

@@ -22,10 +22,14 @@ _BARREN_MAX: Final = 256
 
 
 class CatchUp:
-    """`advance` is called with what came of offered entries."""
+    """`advance` is called with what came of offered entries, `reconsider` with one that leads to a
+    chain which we left.
+    """
 
-    def __init__(self, core: Core, advance: Callable[[Step], None]) -> None:
-        self._core, self._advance = core, advance
+    def __init__(
+        self, core: Core, advance: Callable[[Step], None], reconsider: Callable[[Entry], None]
+    ) -> None:
+        self._core, self._advance, self._reconsider = core, advance, reconsider
         self._asked: bytes | None = None
         self._asked_until_ms = 0
         self._best: tuple[bytes, Head] | None = None  # the best head heard of that is not ours yet
@@ -173,6 +177,8 @@ class CatchUp:
         self._advance(step)
         for entry in entries:
             self.watch(entry)
+        if step.left is not None:
+            self._reconsider(step.left)
         if step.fault is not None:
             raise step.fault
 

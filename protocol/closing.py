@@ -12,6 +12,7 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import Final
 
+from protocol.attachments import Attachments
 from protocol.codec import encode, encode_body, encode_entry
 from protocol.core import Core
 from protocol.entries import (
@@ -28,7 +29,7 @@ from protocol.entries import (
 )
 from protocol.errors import LocalError, RemoteError
 from protocol.events import GiveBack, StartWork, WorkDone
-from protocol.ids import Millis, PeerId
+from protocol.ids import Hash, Millis, PeerId
 from protocol.ledger import Mark, Write, round_key
 from protocol.messages import (
     Accepted,
@@ -57,7 +58,7 @@ from protocol.rules import Quorum
 from protocol.wire import scalar
 
 OUTBOX_ROUNDS: Final = 256
-_LINE_OVERHEAD: Final = 208  # bytes of a line beside its payload, signature included
+_LINE_OVERHEAD: Final = 256  # bytes of a line beside its payload, signature included
 
 
 @dataclass(slots=True)
@@ -74,7 +75,8 @@ class _Lead:
     ballot: int
     until_ms: int  # promises are waited for until then
     promises: dict[PeerId, Promise] = field(default_factory=dict)
-    entry: Entry | None = None  # once proposed
+    chosen: Entry | None = None  # once there are enough of them
+    entry: Entry | None = None  # once proposed, when all that it lists is here
     accepts: set[PeerId] = field(default_factory=set)
     # Who gave no sign of life: nothing that we spread may depend on them to pass it on.
     quiet: Set[PeerId] = frozenset()
@@ -91,6 +93,7 @@ class _Round:
     called_ms: Millis | None = None  # when we asked everybody for a sign of life
     silent: set[PeerId] | None = None  # who had given none when that began to count
     held: dict[PeerId, _Held] = field(default_factory=dict)
+    awaited: set[PeerId] = field(default_factory=set)  # whose attachment is on its way
     mine: Contribute | None = None
     sent_to: set[PeerId] = field(default_factory=set)
     hurry_ms: int = 0  # by how much turns come sooner than our clock says: others' are further
@@ -99,6 +102,7 @@ class _Round:
     tried_ballot: int = -1  # a ballot is led once: two values under one ballot would break the vote
     promised: int = 0
     accepted: tuple[int, Entry] | None = None
+    passed_on: tuple[int, Hash] | None = None  # the newest proposal that went down its tree
     lead: _Lead | None = None
 
 
@@ -119,11 +123,12 @@ class Closing:
     def __init__(
         self,
         core: Core,
+        attachments: Attachments,
         adopt: Callable[[Entry], None],
         changes: Callable[[], tuple[tuple[Admission, ...], tuple[Departure, ...]]],
         fall_behind: Callable[[bytes], None],
     ) -> None:
-        self._core = core
+        self._core, self._attachments = core, attachments
         self._adopt, self._changes, self._fall_behind = adopt, changes, fall_behind
         self._arrivals: deque[int] = deque(maxlen=ARRIVALS_MAX)
         self._took: deque[int] = deque(maxlen=ARRIVALS_MAX)
@@ -203,7 +208,7 @@ class Closing:
         for time in (round.deadline_ms, self._roll_call_ms, self._silence_counts_ms):
             if core.now < time < due:
                 due = time
-        if round.lead is not None and round.lead.entry is None:
+        if round.lead is not None and round.lead.chosen is None:
             due = min(due, round.lead.until_ms)
         return Millis(due)
 
@@ -236,14 +241,16 @@ class Closing:
         core, round = self._core, self._round
         if done.parent != core.head.hash or round.mine is not None or not core.is_member:
             if done.payload:
-                core.out.append(GiveBack(done.round, done.payload))
+                core.out.append(GiveBack(done.round, done.payload, done.attached))
             return
         if not done.payload and self.stopping:
             return  # it was stopped before there was anything to offer
         try:
-            core.judge.weigh_payload(done.payload)
+            core.judge.weigh_payload(done.payload, done.attached)
         except RemoteError as error:
             raise LocalError(f"our own work is not valid: {error}") from error
+        if done.attached is not None:
+            self._attachments.hold(done.attached.root)
         # A model that diverged says infinity; others could not even read that.
         line = Line(
             0,
@@ -251,6 +258,7 @@ class Closing:
             scalar(done.loss),
             scalar(done.heldout),
             done.snapshot,
+            done.attached,
         )
         signed = contribution_bytes(core.run, done.round, done.parent, done.state, line)
         round.mine = Contribute(
@@ -261,6 +269,7 @@ class Closing:
             line.loss,
             line.heldout,
             line.snapshot,
+            line.attached,
             core.keys.sign(signed),
         )
         rounds, self._returned = self._returned[: self._carried], self._returned[self._carried :]
@@ -290,7 +299,7 @@ class Closing:
             raise RemoteError("a contribution from a stranger")
         if message.round > core.head.round:
             if message.round == core.head.round + 1:
-                core.judge.weigh_payload(message.payload)
+                core.judge.weigh_payload(message.payload, message.attached)
                 self._early[sender] = message
             self._fall_behind(sender)
         elif message.tip == core.head.hash[:8]:
@@ -298,7 +307,7 @@ class Closing:
             self.advance()
         elif self._late is not None and message.tip == self._late[0]:
             _, opened_ms, heard = self._late
-            if sender not in heard:
+            if sender not in heard and message.attached is None:
                 heard.add(sender)
                 self._arrivals.append(core.now - opened_ms)
         elif message.round == core.head.round:
@@ -312,15 +321,29 @@ class Closing:
     def _hold(self, sender: PeerId, message: Contribute) -> None:
         core, round = self._core, self._round
         seat = core.head.roster.seat(sender)
-        if seat is None or sender in round.held or message.round != core.head.round:
+        if seat is None or message.round != core.head.round:
             return
-        core.judge.weigh_payload(message.payload)
+        if sender in round.held or sender in round.awaited:
+            return
+        core.judge.weigh_payload(message.payload, message.attached)
         line = message.line(seat)
         signed = contribution_bytes(core.run, message.round, core.head.hash, message.state, line)
         if not core.keys.verify(sender, signed, message.signature):
             raise RemoteError("a contribution with a false signature")
-        round.held[sender] = _Held(line, message.state, message.signature)
-        self._arrivals.append(core.now - round.opened_ms)
+        held = _Held(line, message.state, message.signature)
+        if line.attached is None:
+            self._list(round, sender, held)
+            return
+        round.awaited.add(sender)
+        self._attachments.want(
+            (line.attached,), message.round, (sender,), lambda: self._list(round, sender, held)
+        )
+
+    def _list(self, round: _Round, sender: PeerId, held: _Held) -> None:
+        """All of a contribution is here. In time or not, it took so long."""
+        self._arrivals.append(self._core.now - round.opened_ms)
+        if round is self._round:
+            round.held[sender] = held
 
     # Closing
 
@@ -342,7 +365,7 @@ class Closing:
                 return
         self._close_in_turn()
         lead = self._round.lead
-        if lead is not None and lead.entry is None and core.now >= lead.until_ms:
+        if lead is not None and lead.chosen is None and core.now >= lead.until_ms:
             self._conclude(lead, out_of_time=True)
 
     def _close_in_turn(self) -> None:
@@ -467,7 +490,7 @@ class Closing:
         lead = round.lead
         if message.round > core.head.round:
             self._fall_behind(sender)
-        if lead is None or lead.entry is not None or message.tip != core.head.hash[:8]:
+        if lead is None or lead.chosen is not None or message.tip != core.head.hash[:8]:
             return
         if message.ballot != lead.ballot or sender not in core.head.roster:
             return
@@ -497,6 +520,7 @@ class Closing:
 
     def _propose(self, lead: _Lead, entry: Entry) -> None:
         core, round = self._core, self._round
+        lead.chosen = entry
         lead.quiet = self._silent()
         if lead.ballot > 0:
             lead.quiet |= {p for p in core.membership.others_up() if p not in lead.promises}
@@ -505,12 +529,26 @@ class Closing:
             self._adopt(entry)
             self.spread(Closed(entry), core.me, entry, lead.quiet)
             return
+        if not self._attachments.holds(entry.body.attachments):
+            # Somebody accepted it, and so has what it lists; we do not accept what we cannot merge.
+            self._want(entry, lambda: self._go_on_leading(lead, entry))
+            return
         lead.entry = entry
         round.promised, round.accepted = lead.ballot, (lead.ballot, entry)
         self._save_vote()
         lead.accepts.add(core.me)
         self._spread_in_round(Propose(lead.ballot, entry), lead.quiet)
         self._count_accepts(lead)
+
+    def _want(self, entry: Entry, done: Callable[[], None]) -> None:
+        attached, members = entry.body.attachments, self._core.head.roster.members
+        holders = [members[line.seat] for line in entry.body.lines if line.attached is not None]
+        holders.append(members[entry.body.closer])
+        self._attachments.want(attached, entry.round, holders, done)
+
+    def _go_on_leading(self, lead: _Lead, entry: Entry) -> None:
+        if self._round.lead is lead and lead.entry is None:
+            self._propose(lead, entry)
 
     def _spread_in_round(self, message: Propose | Commit, quiet: Set[PeerId] = frozenset()) -> None:
         core = self._core
@@ -559,19 +597,28 @@ class Closing:
         core.judge.follow(core.head, entry)
         if message.ballot < round.promised:
             return
-        is_news = round.accepted is None or round.accepted[0] < message.ballot
-        if is_news:
+        if round.passed_on != (message.ballot, entry.hash):
+            # Before we hold what it lists, or everybody below us would wait for that too.
+            round.passed_on = (message.ballot, entry.hash)
+            self._spread_in_round(message)
+        self._want(entry, lambda: self._accept(round, sender, message))
+
+    def _accept(self, round: _Round, sender: PeerId, message: Propose) -> None:
+        """All that the proposal lists is here."""
+        core, entry = self._core, message.entry
+        if round is not self._round or message.ballot < round.promised:
+            return
+        if round.accepted is None or round.accepted[0] < message.ballot:
             round.promised, round.accepted = message.ballot, (message.ballot, entry)
             self._keep_up(message.ballot)
             if round.lead is not None and round.lead.ballot < message.ballot:
                 round.lead = None
             self._save_vote()
-        elif round.accepted is not None and round.accepted[1].hash != entry.hash:
-            raise RemoteError("a second proposal under one ballot")
+        elif round.accepted[1].hash != entry.hash:
+            core.blame(sender, RemoteError("a second proposal under one ballot"))
+            return
         leader = owner(core.ranked(), message.ballot)
         core.send(leader, Accepted(entry.round, message.ballot, entry.hash))
-        if is_news:
-            self._spread_in_round(message)
 
     def on_accepted(self, sender: PeerId, message: Accepted) -> None:
         lead = self._round.lead
@@ -662,8 +709,8 @@ class Closing:
 
     # Settling
 
-    def settle(self, entry: Entry) -> tuple[list[Write], bytes | None]:
-        """An entry joined the chain: what to write down, and our payload if it was not listed."""
+    def settle(self, entry: Entry) -> tuple[list[Write], GiveBack | None]:
+        """An entry joined the chain: what to write down, and our own work if it was not listed."""
         core, round = self._core, self._round
         self.last = entry
         most = core.rules.window_ms + core.rules.deadline_ceiling_ms
@@ -681,7 +728,7 @@ class Closing:
             return writes, None
         self._returned.append(entry.round)
         core.note("info", "late", round=entry.round)
-        return writes, mine.payload
+        return writes, GiveBack(entry.round, mine.payload, mine.attached)
 
     def abandon(self, fork_round: int, old_round: int) -> None:
         """The chain switched: what we contributed from `fork_round` on is given back, and will be

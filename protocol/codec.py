@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgpack
 
 from protocol.entries import (
+    ATTACHMENT,
     BODY,
     CARD,
     ENTRY_BYTES_MAX,
@@ -178,6 +179,7 @@ _KINDS: Final[dict[int, tuple[type, Field[Any]]]] = {
             SCALAR,
             SCALAR,
             optional(HASH),
+            optional(ATTACHMENT),
             SIGNATURE,
         ),
     ),

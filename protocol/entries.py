@@ -70,6 +70,14 @@ class Departure:
 
 
 @dataclass(frozen=True, slots=True)
+class Attachment:
+    """A part of a contribution that is too large for the ledger, by name: a blob."""
+
+    root: Hash
+    size: int  # in bytes, at least 1
+
+
+@dataclass(frozen=True, slots=True)
 class Line:
     """One contribution within an entry."""
 
@@ -78,6 +86,7 @@ class Line:
     loss: float | None  # mean training loss, as the author measured it
     heldout: float | None  # held-out loss at the round's start, if the author measured it
     snapshot: Hash | None = None  # root of the author's last snapshot, when it is time to say so
+    attached: Attachment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +102,19 @@ class Body:
     admissions: tuple[Admission, ...]
     departures: tuple[Departure, ...]
 
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """Those of its lines, by seat."""
+        return tuple(line.attached for line in self.lines if line.attached is not None)
+
 
 CARD: Final = record(Card, PEER, uint(U64), many(ADDRESS, ADDRESSES_MAX), SIGNATURE)
 TOKEN: Final = record(Token, PEER, uint(U64), blob(8, 8), SIGNATURE)
 _CAUSE: Final[Field[Cause]] = converted(uint(255), Cause, int)
-_LINE: Final = record(Line, SEAT, blob(1, 1 << 20), SCALAR, SCALAR, optional(HASH))
+ATTACHMENT: Final = record(Attachment, HASH, uint(U64))
+_LINE: Final = record(
+    Line, SEAT, blob(1, 1 << 20), SCALAR, SCALAR, optional(HASH), optional(ATTACHMENT)
+)
 _ADMISSION: Final = record(
     Admission,
     CARD,
@@ -169,5 +186,7 @@ def contribution_bytes(run: RunId, round: int, parent: Hash, state: int, line: L
     """What an author's signature covers: everything but its seat, which follows from who it is."""
     scalars = [SCALAR.write(value) or b"" for value in (line.loss, line.heldout)]
     numbers = round.to_bytes(8, "big"), state.to_bytes(8, "big")
-    named = line.snapshot or b""
-    return digest("contribution", run, parent, *numbers, line.payload, *scalars, named)
+    named, beside = line.snapshot or b"", b""
+    if line.attached is not None:
+        beside = line.attached.root + line.attached.size.to_bytes(8, "big")
+    return digest("contribution", run, parent, *numbers, line.payload, *scalars, named, beside)

@@ -1,8 +1,9 @@
 """What can happen to a peer (events), and what it can ask for (effects)."""
 
 from dataclasses import dataclass
+from enum import Enum
 
-from protocol.entries import Card, Entry, Token
+from protocol.entries import Attachment, Card, Entry, Token
 from protocol.ids import Hash, PeerId
 from protocol.ledger import Write
 from protocol.messages import (
@@ -51,6 +52,7 @@ class WorkDone:
     loss: float | None
     heldout: float | None
     snapshot: Hash | None = None  # root of the snapshot whose turn it is, if it is ready
+    attached: Attachment | None = None  # on disk already
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class Behind:
     target: int
     ms_per_round: float | None  # measured lately; None: not yet
     snapshots: tuple[SnapshotAt, ...]  # that the chain names and that are ahead, best first
+    lacking: tuple[Attachment, ...] = ()  # of the next entry: not on disk, answer with `Proceed`
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,13 @@ class BlobOpened:
 
     root: Hash
     have: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BlobKept:
+    """For `KeepBlob`: it is on disk for good."""
+
+    root: Hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +150,7 @@ Event = (
     | MoveAsked
     | Behind
     | BlobOpened
+    | BlobKept
     | ChecksTaken
     | Patched
     | Ask
@@ -218,6 +229,7 @@ class GiveBack:
 
     round: int
     payload: bytes
+    attached: Attachment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +260,13 @@ class ServePieces:
     numbers: tuple[int, ...]
 
 
+class BlobKind(Enum):
+    """What a blob is for: where it is kept, and until when."""
+
+    SNAPSHOT = "snapshot"
+    ATTACHMENT = "attachment"
+
+
 @dataclass(frozen=True, slots=True)
 class OpenBlob:
     """Make room for a blob, keep what is there of it, answer with `BlobOpened`."""
@@ -255,6 +274,7 @@ class OpenBlob:
     root: Hash
     size: int
     chunk_ids: bytes
+    kind: BlobKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +284,21 @@ class StorePiece:
     root: Hash
     number: int
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeepBlob:
+    """All chunks of an attachment of `round` are here: force them onto the disk, answer with
+    `BlobKept`.
+    """
+
+    root: Hash
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Proceed:
+    """What `Behind` said to be lacking is here: go on along the chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,6 +413,8 @@ Effect = (
     | ServePieces
     | OpenBlob
     | StorePiece
+    | KeepBlob
+    | Proceed
     | DropBlob
     | Hold
     | Restore

@@ -14,6 +14,7 @@ from protocol.codec import encode_entry
 from protocol.entries import (
     ENTRY_BYTES_MAX,
     Admission,
+    Attachment,
     Body,
     Card,
     Cause,
@@ -36,6 +37,7 @@ from protocol.rules import Rules
 RECENT: Final = 256
 _SWEEP: Final = 64  # marks are thinned out every so many rounds
 BRANCH_MAX: Final = 100_000
+_LEFT_MAX: Final = 64
 
 Weigh = Callable[[bytes], int]
 
@@ -120,16 +122,18 @@ class Judge:
             if not last < line.seat < len(members):
                 raise RemoteError("contributions out of order or from a stranger")
             last = line.seat
-            weight += self.weigh_payload(line.payload)
+            weight += self.weigh_payload(line.payload, line.attached)
             signed = contribution_bytes(self.run, body.round, body.parent, body.state, line)
             if not self._keys.verify(members[line.seat], signed, signature):
                 raise RemoteError(f"contribution of seat {line.seat} has a false signature")
         return weight
 
-    def weigh_payload(self, payload: bytes) -> int:
+    def weigh_payload(self, payload: bytes, attached: Attachment | None = None) -> int:
         """Work in a payload, at least 1. Raises RemoteError for bytes that no method can merge."""
         if len(payload) > self.rules.payload_bytes_max:
             raise RemoteError(f"payload of {len(payload)} bytes")
+        if attached is not None and not 1 <= attached.size <= self.rules.attachment_bytes_max:
+            raise RemoteError(f"an attachment of {attached.size} bytes")
         try:
             weight = self.weigh(payload)
         except ValueError as error:
@@ -216,6 +220,7 @@ class Ledger:
         self.head = self._marks[max(self._marks)]
         self._branch: list[Mark] = []
         self._branch_root: Mark | None = None
+        self._left: dict[Hash, None] = {}  # entries that we cannot merge: no chain of ours has them
 
     def summary(self) -> Head:
         return Head(self.head.round, self.head.weight, self.head.hash[:8])
@@ -245,6 +250,24 @@ class Ledger:
         self.head = mark
         return [_keep(entry), *self._advance([mark])]
 
+    def retreat(self, root: Mark, entry: Entry) -> list[Write]:
+        """Leave the chain from `entry` on, which follows `root`: what it lists cannot be had."""
+        assert self._marks.get(root.round) is root, "a mark of this chain"
+        self._left[entry.hash] = None
+        while len(self._left) > _LEFT_MAX:
+            del self._left[next(iter(self._left))]
+        writes = self._cut(root)
+        self._branch, self._branch_root = [], None
+        self.head = root
+        return writes
+
+    def has_left(self, entry: Hash) -> bool:
+        return entry in self._left
+
+    def allow(self, entry: Hash) -> None:
+        """It can be merged after all."""
+        self._left.pop(entry, None)
+
     def offer(self, entries: Iterable[Entry], *, may_switch: bool) -> "Step":
         """Entries that somebody sent for catching up: extend the chain, or grow the branch beside
         it.
@@ -255,6 +278,9 @@ class Ledger:
         step = Step()
         try:
             for entry in entries:
+                if entry.hash in self._left:
+                    step.left = entry
+                    break
                 self._offer_one(entry, step, may_switch=may_switch)
         except RemoteError as error:
             step.fault = error
@@ -302,15 +328,19 @@ class Ledger:
         earlier = root.round if step.fork_round is None else step.fork_round
         step.fork_round = min(root.round, earlier)
         step.appended.clear()
-        step.writes += [
-            Write("chain", round_key(round), None) for round in range(root.round, self.head.round)
-        ]
-        for round in [round for round in self._marks if round > root.round]:
-            del self._marks[round]
-            step.writes.append(Write("marks", round_key(round), None))
+        step.writes += self._cut(root)
         self._branch, self._branch_root = [], None
         self.head = branch[-1]
         step.writes += self._advance(branch)
+
+    def _cut(self, root: Mark) -> list[Write]:
+        """Forget what the chain holds after `root`."""
+        gone = range(root.round, self.head.round)
+        writes = [Write("chain", round_key(round), None) for round in gone]
+        for round in [round for round in self._marks if round > root.round]:
+            del self._marks[round]
+            writes.append(Write("marks", round_key(round), None))
+        return writes
 
     def _advance(self, marks: list[Mark]) -> list[Write]:
         writes: list[Write] = []
@@ -346,6 +376,7 @@ class Step:
     fork_round: int | None = None  # the first round that differs
     last: Entry | None = None  # the newest entry of the chain, if it moved
     fault: RemoteError | None = None  # an entry did not hold, and what followed was not looked at
+    left: Entry | None = None  # one that we left came up, and what followed was not looked at
 
 
 def heavier(one: Mark, other: Mark) -> bool:

@@ -5,7 +5,7 @@ are in `codec`.
 from dataclasses import dataclass
 from enum import IntEnum
 
-from protocol.entries import Card, Entry, Line, Token
+from protocol.entries import Attachment, Card, Entry, Line, Token
 from protocol.ids import Hash, PeerId
 
 
@@ -144,11 +144,12 @@ class Contribute:
     loss: float | None
     heldout: float | None
     snapshot: Hash | None
+    attached: Attachment | None
     signature: bytes
 
     def line(self, seat: int) -> Line:
         """As an entry lists it."""
-        return Line(seat, self.payload, self.loss, self.heldout, self.snapshot)
+        return Line(seat, self.payload, self.loss, self.heldout, self.snapshot, self.attached)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any, Final, assert_never
 
 from protocol import codec
 from protocol.admission import Admissions, is_peer
+from protocol.attachments import Attachments
 from protocol.catchup import CatchUp
 from protocol.checkups import Checkups
 from protocol.closing import Closing, Vote
@@ -24,6 +25,7 @@ from protocol.events import (
     Apply,
     Ask,
     Behind,
+    BlobKept,
     BlobOpened,
     ChecksTaken,
     Connect,
@@ -88,7 +90,7 @@ from protocol.messages import (
 )
 from protocol.recovery import Recovery
 from protocol.relaying import RelayCounts, Relaying, RelayLimits
-from protocol.rules import Rules
+from protocol.rules import Quorum, Rules
 from protocol.transfers import Transfers
 
 STOP_MS_MAX: Final = 3_000
@@ -109,9 +111,8 @@ class Saved:
     last: Entry | None = None  # the newest entry of the chain
     vote: Vote | None = None  # for the open round
     mine: Contribute | None = None  # our contribution to the open round, sent or about to be
-    returned: tuple[
-        tuple[int, bytes], ...
-    ] = ()  # (round, payload) that no entry on the chain lists
+    returned: tuple[GiveBack, ...] = ()  # our own work that no entry on the chain lists
+    attachments: tuple[Hash, ...] = ()  # on disk
 
 
 class Peer:
@@ -141,13 +142,18 @@ class Peer:
         self._core = Core(run, rules, keys, dice, judge, ledger, membership, manifest, now)
         self._checkups = Checkups(self._core)
         self._relaying = Relaying(self._core, relay_limits or RelayLimits())
-        self._catchup = CatchUp(self._core, self._advance)
+        self._catchup = CatchUp(self._core, self._advance, self._reconsider)
         self._transfers = Transfers(self._core)
         self._recovery = Recovery(self._core, self._transfers)
+        self._attachments = Attachments(self._core, self._transfers, self._lost)
         self._mending = Mending(self._core)
         self._admissions = Admissions(self._core, self._catchup, self._is_ready)
         self._closing = Closing(
-            self._core, self._adopt, self._admissions.changes, self._catchup.ask
+            self._core,
+            self._attachments,
+            self._adopt,
+            self._admissions.changes,
+            self._catchup.ask,
         )
         self._closing.last = saved.last
         self._next_sync_ms = now + dice.below(rules.sync_interval_ms)
@@ -213,6 +219,7 @@ class Peer:
             self._catchup.wake_ms,
             self._admissions.wake_ms,
             self._transfers.wake_ms,
+            self._attachments.wake_ms,
             self._recovery.wake_ms,
             self._relaying.wake_ms,
             self._stop_at_ms,
@@ -269,9 +276,12 @@ class Peer:
             case MoveAsked():
                 self._move(event)
             case Behind():
+                self._attachments.behind(event)
                 self._recovery.behind(event)
             case BlobOpened():
                 self._transfers.opened(event)
+            case BlobKept():
+                self._attachments.kept(event)
             case ChecksTaken():
                 self._mending.taken(event)
             case Patched():
@@ -299,9 +309,11 @@ class Peer:
                 core.head.round, core.head.hash, switched=False, from_scratch=False, reason="start"
             )
         )
-        for round, payload in self._saved.returned:
-            core.out.append(GiveBack(round, payload))
-            self._closing.returned(round)
+        for work in self._saved.returned:
+            core.out.append(work)
+            self._closing.returned(work.round)
+        for root in self._saved.attachments:
+            self._attachments.hold(root)
         self._closing.restore(self._saved.vote or Vote(), self._saved.mine)
         self._saved = Saved()
         if not core.is_member:
@@ -356,6 +368,7 @@ class Peer:
             self._compare_views()
         self._catchup.tick()
         self._transfers.tick()
+        self._attachments.tick()
         self._recovery.tick()
         self._admissions.tick()
         self._relaying.tick()
@@ -517,7 +530,7 @@ class Peer:
 
     def _on_closed(self, sender: PeerId, message: Closed) -> None:
         core, entry = self._core, message.entry
-        if entry.body.parent == core.head.hash:
+        if entry.body.parent == core.head.hash and not core.ledger.has_left(entry.hash):
             self._adopt(entry)
             closer = self._closer_of(entry)
             if closer is not None:
@@ -535,7 +548,9 @@ class Peer:
 
     def _adopt(self, entry: Entry) -> None:
         """An entry that counts follows our head."""
+        seats = self._core.head.roster.members
         writes = self._core.ledger.extend(entry)
+        self._attachments.need(entry, seats)
         self._catchup.watch(entry)
         self._advance(Step(writes, [entry], last=entry))
 
@@ -545,13 +560,20 @@ class Peer:
             assert step.fork_round is not None
             core.save(step.writes)
             self._closing.last = step.last
-            self._switched(step.switched_from, step.fork_round)
+            why = f"a heavier ledger parts from ours at round {step.fork_round}"
+            self._switched(step.switched_from, step.fork_round, why)
         elif step.appended:
             self._append(step)
         else:
             core.save(step.writes)
             return
+        self._opened()
+
+    def _opened(self) -> None:
+        """The head is another."""
+        core = self._core
         core.membership.set_roster(core.head.roster)
+        self._attachments.moved()
         self._catchup.moved()
         self._admissions.opened()
         self._closing.open()
@@ -564,26 +586,54 @@ class Peer:
             before = core.ledger.mark_at(entry.round)
             assert before is not None, "marks are thinned out only behind the recent ones"
             if missed is not None:
-                core.out.append(GiveBack(entry.round, missed))
+                core.out.append(missed)
             core.out.append(Apply(entry, before.roster.members))
             self._claim(entry, before)
             self._membership_changed(entry, before)
             self._tell(f"entry {entry.hash[:4].hex()} of {len(entry.body.lines)} contributions")
 
-    def _switched(self, before: Mark, fork_round: int) -> None:
+    def _lost(self, event: Behind) -> None:
+        """What the state must merge next does not come. A snapshot may take it past that; else,
+        where any seal counts, we go on from before it, with whoever lacks it too (P4).
+        """
         core = self._core
-        reason = f"a heavier ledger parts from ours at round {fork_round}"
+        self._attachments.behind(event)
+        if self._recovery.instead(event) or core.rules.quorum is not Quorum.ANY:
+            return
+        before = core.ledger.mark_at(event.round)
+        entry = None if before is None else self._claims.get((event.round, before.hash))
+        if before is None or entry is None or before.roster.members[entry.body.closer] == core.me:
+            return  # our own seal binds us: another for the same round would be equivocation
+        head = core.head
+        core.save(core.ledger.retreat(before, entry))
+        self._closing.last = None
+        self._switched(head, event.round, f"nobody sends what round {event.round} lists")
+        self._opened()
+
+    def _reconsider(self, entry: Entry) -> None:
+        """Others follow an entry that we left: once what it lists is to be had, so will we."""
+        core = self._core
+
+        def allow() -> None:
+            core.ledger.allow(entry.hash)
+
+        self._attachments.want(entry.body.attachments, core.head.round, (), allow)
+
+    def _switched(self, before: Mark, fork_round: int, reason: str) -> None:
+        core = self._core
         self._tell(reason)
         core.note(
             "warning",
             "switched",
             fork_round=fork_round,
+            why=reason,
             left_round=before.round,
             left_weight=before.weight,
             round=core.head.round,
             weight=core.head.weight,
         )
         self._closing.abandon(fork_round, before.round)
+        self._attachments.start_over()
         self._recovery.moved()
         core.out.append(
             Rebuild(
@@ -622,6 +672,7 @@ class Peer:
     def _applied(self, event: Applied) -> None:
         place = event.round, event.parent
         self._applied_round = event.round
+        self._attachments.stands(event.round)
         if event.round + _READY_ROUNDS >= self._core.head.round:
             self._recovery.caught_up()
         self._states[place] = event.state

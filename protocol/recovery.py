@@ -119,14 +119,28 @@ class Recovery:
             return
         if (event.target - event.round) * event.ms_per_round < TRIVIAL_MS:
             return
-        for snapshot in event.snapshots:
-            if snapshot.root not in self._refused and snapshot.round > event.round:
-                if self._last is not None and not _pays(choose(event, snapshot, *self._last)):
-                    continue
-                self._wanted = snapshot
-                self._told_ms = self._core.now
-                self._fetch = self._transfers.start(snapshot.root, self._arrived)
+        for snapshot in self._usable(event):
+            if self._last is None or _pays(choose(event, snapshot, *self._last)):
+                self._try(snapshot)
                 return
+
+    def _usable(self, event: Behind) -> list[SnapshotAt]:
+        ahead = (one for one in event.snapshots if one.round > event.round)
+        return [one for one in ahead if one.root not in self._refused]
+
+    def _try(self, snapshot: SnapshotAt) -> None:
+        self._wanted = snapshot
+        self._told_ms = self._core.now
+        self._fetch = self._transfers.start(snapshot.root, self._arrived)
+
+    def instead(self, event: Behind) -> bool:
+        """Replaying cannot go on, so a snapshot it is, if there is one; False if not."""
+        usable = self._usable(event)
+        if self._wanted is None and usable:
+            self._try(usable[0])
+        if self._wanted is not None and not self._is_held:
+            self._follow(Choice(True, f"nobody sends what round {event.round} lists"))
+        return self._wanted is not None
 
     def _follow(self, choice: Choice) -> None:
         assert self._wanted is not None

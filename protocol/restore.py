@@ -8,6 +8,7 @@ from typing import Final, Protocol
 from protocol.closing import Vote
 from protocol.codec import decode, decode_card_list, decode_entry
 from protocol.entries import Card, Entry
+from protocol.events import GiveBack
 from protocol.ids import Hash
 from protocol.ledger import Mark, decode_mark, round_key
 from protocol.messages import Contribute, Locator
@@ -26,6 +27,7 @@ TABLES: Final = (
     "cards",
     "meta",
     "snapshots",
+    "attachments",
 )
 _ROSTER_IN_MARK: Final = slice(40, 72)
 _REPLY_BYTES: Final = 1 << 20
@@ -105,6 +107,7 @@ def restore(disk: Reader, genesis: Mark) -> Saved:
         _vote(disk, head),
         _contribution_after(head, mine),
         tuple(unlisted(disk, head)),
+        tuple(Hash(root) for root, _ in disk.scan("attachments")),
     )
 
 
@@ -134,9 +137,8 @@ def _contribution_after(head: Mark, raw: bytes | None) -> Contribute | None:
     return None
 
 
-def unlisted(disk: Reader, head: Mark) -> Iterator[tuple[int, bytes]]:
-    """Our own contributions (round, payload) that no entry of the chain lists, and that are not
-    still to be listed.
+def unlisted(disk: Reader, head: Mark) -> Iterator[GiveBack]:
+    """Our own contributions that no entry of the chain lists, and that are not still to be listed.
 
     They missed their round, or the chain that listed them is no longer ours.
     """
@@ -149,7 +151,21 @@ def unlisted(disk: Reader, head: Mark) -> Iterator[tuple[int, bytes]]:
         # By signature, not by payload: two peers' small payloads may well be the same bytes.
         on_chain = entry is not None and entry.body.parent[:8] == message.tip
         if entry is None or not on_chain or message.signature not in entry.signatures:
-            yield message.round, message.payload
+            yield GiveBack(message.round, message.payload, message.attached)
+
+
+def uncommitted(disk: Reader, before: int) -> set[Hash]:
+    """Attachments of our own contributions to earlier rounds that the chain does not list."""
+    found: set[Hash] = set()
+    for _, raw in disk.scan("outbox"):
+        message = decode(raw)
+        assert isinstance(message, Contribute), "the outbox holds contributions"
+        if message.round >= before:
+            break
+        entry = entry_at(disk, message.round) if message.attached is not None else None
+        if message.attached and (entry is None or message.signature not in entry.signatures):
+            found.add(message.attached.root)
+    return found
 
 
 def saved_cards(disk: Reader) -> tuple[Card, ...]:

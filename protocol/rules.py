@@ -75,6 +75,10 @@ class Rules:
 
     members_max: int = 4_096
     payload_bytes_max: int = 65_536
+    attachment_bytes_max: int = 0
+    """What a contribution may bring beside its payload, as a blob that peers fetch from each
+    other; 0: nothing.
+    """
     joins_per_entry_max: int = 256
     locators_max: int = 64
 
@@ -83,9 +87,10 @@ class Rules:
             value = getattr(self, field.name)
             if field.name == "quorum":
                 continue
-            if not isinstance(value, int) or not 1 <= value <= _MOST[field.name]:
+            least = 0 if field.name == "attachment_bytes_max" else 1
+            if not isinstance(value, int) or not least <= value <= _MOST[field.name]:
                 raise LocalError(
-                    f"rules.{field.name} must be 1 to {_MOST[field.name]}, not {value!r}"
+                    f"rules.{field.name} must be {least} to {_MOST[field.name]}, not {value!r}"
                 )
         if self.deadline_floor_ms > self.deadline_ceiling_ms:
             raise LocalError("rules.deadline_floor_ms is above rules.deadline_ceiling_ms")
@@ -109,6 +114,7 @@ _MOST: Final = {
     "snapshot_every": 1_000_000,
     "members_max": 65_536,
     "payload_bytes_max": 1 << 20,
+    "attachment_bytes_max": 64 << 30,
     "joins_per_entry_max": 4_096,
     "locators_max": 256,
 }

@@ -31,12 +31,20 @@ class Contribution:
 
     peer: bytes
     payload: bytes
+    attachment: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkResult:
+    """What a round's work came to.
+
+    The payload rides in the ledger, so it is small, and says how much work there is. What is larger
+    goes into the attachment, which peers fetch from each other.
+    """
+
     payload: bytes
     loss: float | None  # mean training loss seen while working; None when it was not measured
+    attachment: bytes = b""
 
 
 class Method(Protocol):
@@ -47,13 +55,13 @@ class Method(Protocol):
         ...
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
-        """The replicated update. `contributions` come sorted by peer; all payloads passed `weigh`
-        before.
+        """The replicated update. `contributions` come sorted by peer; all passed `weigh` and
+        `check` before.
         """
         ...
 
-    def give_back(self, round: int, payload: bytes) -> None:
-        """Our own payload for `round` missed it: offer what it holds again.
+    def give_back(self, round: int, payload: bytes, attachment: bytes = b"") -> None:
+        """Our own contribution to `round` missed it: offer what it holds again.
 
         What a merge has shown to be committed since is not offered twice.
         """
@@ -66,6 +74,12 @@ class Method(Protocol):
     def weigh(self, payload: bytes) -> int:
         """Units of work in a payload (at least 1). Raises ValueError for bytes that this method
         cannot merge.
+        """
+        ...
+
+    def check(self, payload: bytes, attachment: bytes) -> None:
+        """Raises ValueError for an attachment that this method cannot merge with that payload: a
+        round leaves the contribution out, on every peer alike.
         """
         ...
 

@@ -165,7 +165,11 @@ class Spsa:
             value = units.recode(m.value, m.exponent, self._exponent)
             yield Probe(now - origin, index, value, m.choice if origin < now else None)
 
-    def give_back(self, round: int, payload: bytes) -> None:
+    def check(self, payload: bytes, attachment: bytes) -> None:
+        if attachment:
+            raise ValueError("probes need no attachment")
+
+    def give_back(self, round: int, payload: bytes, attachment: bytes = b"") -> None:
         """What we offered to `round` is not in it, or no longer: it waits for the next one."""
         self._backlog.give_back(round, payload)
 

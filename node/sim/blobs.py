@@ -1,12 +1,25 @@
-"""Blobs on simulated disks: stand-ins for snapshots, of any size, served without delay."""
+"""Blobs on simulated disks: stand-ins for snapshots and attachments, of any size, served without
+delay.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from node.ports import Disk
 from protocol.blobs import Bits, chunk_count, chunk_id, page_id, pages_of, root_of
 from protocol.codec import CHUNK_BYTES
-from protocol.events import BlobOpened, Event, OpenBlob, ServePieces, StorePiece
+from protocol.events import (
+    BlobKept,
+    BlobKind,
+    BlobOpened,
+    Event,
+    KeepBlob,
+    OpenBlob,
+    ServePieces,
+    StorePiece,
+)
 from protocol.ids import ID_BYTES, Hash, PeerId, digest
+from protocol.ledger import Write, round_key
 from protocol.messages import BlobOffer, Level, Message, Piece, PieceRefused
 
 STATE_BYTES = 8
@@ -47,10 +60,12 @@ class SimBlobs:
     def __init__(
         self,
         disk: dict[Hash, SimBlob],
+        records: Disk,
         send: Callable[[bytes, Message], None],
         later: Callable[[float, Event], None],
     ) -> None:
-        self._disk, self._send, self._later = disk, send, later
+        self._disk, self._records, self._send, self._later = disk, records, send, later
+        self._attachments: set[Hash] = set()  # that are being fetched
 
     def offer(self, to: PeerId, root: Hash) -> None:
         blob = self._disk.get(root)
@@ -79,11 +94,22 @@ class SimBlobs:
 
     def open(self, task: OpenBlob) -> None:
         assert len(task.chunk_ids) == chunk_count(task.size) * ID_BYTES
+        if task.kind is BlobKind.ATTACHMENT:
+            self._attachments.add(task.root)
         blob = self._disk.setdefault(task.root, SimBlob(task.size, task.chunk_ids))
         self._later(0.0, BlobOpened(task.root, blob.have()))
 
     def put(self, task: StorePiece) -> None:
         self._disk[task.root].chunks[task.number] = task.data
 
+    def keep(self, task: KeepBlob) -> None:
+        assert self._disk[task.root].is_whole, "what is kept is whole"
+        self._attachments.discard(task.root)
+        self._records.commit([Write("attachments", task.root, round_key(task.round))])
+        self._later(0.0, BlobKept(task.root))
+
     def drop(self, root: Hash) -> None:
-        """What is there stays, as on a real disk, until it is collected."""
+        """What is there of a snapshot stays, as on a real disk, until it is collected."""
+        if root in self._attachments:
+            self._attachments.discard(root)
+            del self._disk[root]

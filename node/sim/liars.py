@@ -168,7 +168,7 @@ class Liar:
         line = Line(0, payload, None, None)
         signed = contribution_bytes(self._world.run, round, self._head.hash, 0, line)
         signature = self._who.keys.sign(signed)
-        return Contribute(round, self._head.hash[:8], 0, payload, None, None, None, signature)
+        return Contribute(round, self._head.hash[:8], 0, payload, None, None, None, None, signature)
 
     def _bad_payload(self) -> Iterator[Message]:
         for payload in (self._noise(3), self._noise(8) * 8_193, b"\0"):

@@ -12,17 +12,20 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from node.ports import Disk
 from node.sim.blobs import STATE_BYTES, SimBlob, blob_of
-from protocol.entries import Entry
+from protocol.entries import Attachment, Entry
 from protocol.events import (
     Applied,
     Apply,
     Behind,
     ChecksTaken,
     Event,
+    GiveBack,
     Hold,
     Patch,
     Patched,
+    Proceed,
     Rebuild,
     Restore,
     ServeMend,
@@ -31,12 +34,12 @@ from protocol.events import (
     WorkDone,
 )
 from protocol.ids import Hash, PeerId, digest
-from protocol.ledger import round_key
+from protocol.ledger import Write, round_key
 from protocol.messages import Mend, Message
-from protocol.restore import Reader, entry_named, snapshots_on_chain
+from protocol.restore import entry_named, snapshots_on_chain, uncommitted
 from protocol.roster import Roster
 from protocol.rules import Rules
-from protocol.snapshots import is_taken, named_in
+from protocol.snapshots import SnapshotAt, is_taken, named_in
 
 NAME_BYTES = 8
 
@@ -47,6 +50,7 @@ class Payloads:
 
     units_per_round: int = 1
     unit_bytes: int = NAME_BYTES
+    attached_bytes: int = 0  # what each contribution brings beside its payload
 
     def __post_init__(self) -> None:
         assert self.unit_bytes >= NAME_BYTES, "a unit holds its name"
@@ -104,7 +108,7 @@ class StubWorker:
     def __init__(
         self,
         me: PeerId,
-        disk: Reader,
+        disk: Disk,
         commits: Commits,
         chance: random.Random,
         work_ms: Callable[[], float],
@@ -146,9 +150,20 @@ class StubWorker:
         self._offered = (*new, *self.pending)[:room]  # the rest another time
         payload = self._payloads.join(self._offered)
         named = self._root_named_in(task.round)
-        done = WorkDone(task.round, task.parent, self.state, payload, 1.0, None, named)
+        attached = self._attach(task.round, payload)
+        done = WorkDone(task.round, task.parent, self.state, payload, 1.0, None, named, attached)
         self.made += new
         self._later(self._work_ms(), done)
+
+    def _attach(self, round: int, payload: bytes) -> Attachment | None:
+        size = self._payloads.attached_bytes
+        if not size:
+            return None
+        seed = digest("stub attachment", self._me, round_key(round), payload)
+        root, blob = blob_of(int.from_bytes(seed[:STATE_BYTES], "big"), size)
+        self._blobs[root] = blob
+        self._disk.commit([Write("attachments", root, round_key(round))])
+        return Attachment(root, size)
 
     def _root_named_in(self, round: int) -> Hash | None:
         taken = named_in(round, self._rules)
@@ -163,8 +178,9 @@ class StubWorker:
     def stop_work(self) -> None:
         """Work in the simulator is a delay that ends by itself."""
 
-    def give_back(self, round: int, payload: bytes) -> None:
-        for unit in self._payloads.units(payload):
+    def give_back(self, task: GiveBack) -> None:
+        assert task.attached is None or self._has(task.attached), "what is given back is still here"
+        for unit in self._payloads.units(task.payload):
             if not self._commits.committed(unit, self.merged):
                 self.pending[unit] = None
 
@@ -173,7 +189,7 @@ class StubWorker:
             return
         if self._place is not None and task.entry.round < self._place[0]:
             return  # a snapshot was past it
-        if self.replay_ms_per_round is not None or self._lag:
+        if self.replay_ms_per_round is not None or self._lag or self._lacking(task.entry):
             self._lag.append(task.entry)
             if len(self._lag) == 1:
                 self._call_later(self.replay_ms_per_round or 0.0, self._replay_one)
@@ -181,9 +197,25 @@ class StubWorker:
         self._merge(task.entry)
         self._stand(task.entry.round + 1, task.entry.hash)
 
+    def proceed(self, task: Proceed) -> None:
+        self._call_later(0.0, self._replay_one)
+
+    def _has(self, attached: Attachment) -> bool:
+        blob = self._blobs.get(attached.root)
+        return blob is not None and blob.is_whole
+
+    def _lacking(self, entry: Entry) -> tuple[Attachment, ...]:
+        return tuple(one for one in entry.body.attachments if not self._has(one))
+
     def _replay_one(self) -> None:
         """Slowly, so that a snapshot may be the faster way."""
         if self._is_held or not self._lag:
+            return
+        lacking = self._lacking(self._lag[0])
+        if lacking:
+            target = self._lag[-1].round + 1
+            ahead = self._snapshots_ahead(target, self._lag[0].round)
+            self._later(0.0, Behind(self._lag[0].round, target, None, ahead, lacking))
             return
         entry = self._lag.pop(0)
         self._merge(entry)
@@ -191,10 +223,13 @@ class StubWorker:
         ms = self.replay_ms_per_round or 0.0
         if self._lag:
             target = self._lag[-1].round + 1
-            found = snapshots_on_chain(self._disk, self._founders, target, self._rules)
-            ahead = tuple(one for one in found if one.round > entry.round + 1)
+            ahead = self._snapshots_ahead(target, entry.round + 1)
             self._later(0.0, Behind(entry.round + 1, target, ms, ahead))
             self._call_later(ms, self._replay_one)
+
+    def _snapshots_ahead(self, target: int, round: int) -> tuple[SnapshotAt, ...]:
+        found = snapshots_on_chain(self._disk, self._founders, target, self._rules)
+        return tuple(one for one in found if one.round > round)
 
     def _stand(self, round: int, hash: Hash) -> None:
         self._place = (round, hash)
@@ -212,6 +247,17 @@ class StubWorker:
         while len(self._taken) > self._snapshots.kept:
             oldest = min(self._taken)
             self._blobs.pop(self._taken.pop(oldest)[1], None)
+        self._collect(min(self._taken))
+
+    def _collect(self, before: int) -> None:
+        """Attachments of rounds that nobody will replay."""
+        stay = uncommitted(self._disk, before)
+        rounds = [(root, int.from_bytes(at, "big")) for root, at in self._disk.scan("attachments")]
+        old = [Hash(root) for root, at in rounds if at < before and root not in stay]
+        for root in old:
+            self._blobs.pop(root, None)
+        if old:
+            self._disk.commit([Write("attachments", root, None) for root in old])
 
     def hurry(self) -> None:
         """From now on replaying takes no time."""
@@ -235,11 +281,21 @@ class StubWorker:
             assert entry is not None, "the chain names an entry that is not on disk"
             if entry.round < round:
                 self._learn(entry)
-            else:
-                self._merge(entry)
+            elif not self._merge_or_wait(entry):
+                continue
             self._place = (entry.round + 1, entry.hash)
         assert self._place is not None
-        self._stand(*self._place)
+        if self._lag:
+            self._call_later(0.0, self._replay_one)
+        else:
+            self._stand(*self._place)
+
+    def _merge_or_wait(self, entry: Entry) -> bool:
+        if self._lag or self._lacking(entry):
+            self._lag.append(entry)
+            return False
+        self._merge(entry)
+        return True
 
     def take_checks(self, task: TakeChecks) -> None:
         if self._place == (task.round, task.parent):
@@ -280,8 +336,8 @@ class StubWorker:
             assert entry is not None, "the chain names an entry that is not on disk"
             if self.replay_ms_per_round is not None:
                 self._lag.append(entry)
-            else:
-                self._merge(entry)
+            elif self._merge_or_wait(entry):
+                self._place = (entry.round + 1, entry.hash)
             if entry.round + 1 == task.round:
                 break
         if self._lag:

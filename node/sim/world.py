@@ -285,7 +285,7 @@ class World:
             _SimTransport(self, who),
             who.disk,
             worker,
-            SimBlobs(who.blobs, send, later),
+            SimBlobs(who.blobs, who.disk, send, later),
             _SimWatcher(self, who),
         )
         who.wake_ms = None
@@ -354,19 +354,19 @@ class World:
                     continue
                 who.wake_ms = None
                 event = Tick()
-            if callable(event):
-                event()
-            else:
-                self._step(who, event)
+            self._step(who, event)
             return True
         return False
 
-    def _step(self, who: SimPeer, event: Event) -> None:
+    def _step(self, who: SimPeer, event: Event | Callable[[], None]) -> None:
         assert who.shell is not None
         self.events += 1
         who.commits_before = who.disk.commits
         try:
-            perform(who.peer.handle(event, self._clock(who)), who.shell)
+            if callable(event):
+                event()
+            else:
+                perform(who.peer.handle(event, self._clock(who)), who.shell)
         except CrashError:
             self.crash(who)
         if who.commit_ms:

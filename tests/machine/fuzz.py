@@ -21,11 +21,13 @@ from enum import IntEnum
 from typing import Any, Final
 
 from node.sim.network import Link
+from node.sim.stub import Payloads
 from node.sim.world import SimPeer, StubKeys, World
 from protocol.codec import decode, encode, encode_body
 from protocol.core import STRANGERS_MAX
 from protocol.entries import (
     Admission,
+    Attachment,
     Body,
     Card,
     Cause,
@@ -90,11 +92,13 @@ from protocol.messages import (
     Why,
 )
 from protocol.relaying import relay_bytes
+from protocol.rounds import owner, ranking
 from protocol.rules import Quorum, Rules
 
 CASES_A_WORLD: Final = 2_000
 POOL: Final = 300
 EFFECTS_MAX: Final = 200
+ATTACHED: Final = 300_000
 _UNWRITABLE: Final = (OverflowError, TypeError, AttributeError, ValueError, struct.error)
 EDGES: Final = (0, 1, 2, 127, 128, 255, 256, 65_535, 65_536, 2**31, 2**32 - 1, 2**32)
 EDGES_WIDE: Final = (*EDGES, 2**48 - 1, 2**48, 2**63, 2**64 - 1)
@@ -138,13 +142,17 @@ class Attack:
             deadline_ceiling_ms=1_200,
             deadline_floor_ms=100,
             members_max=12,
+            attachment_bytes_max=chance.choice([0, ATTACHED]),
         )
+        payloads = Payloads(attached_bytes=rules.attachment_bytes_max)
         count = chance.randint(1, 5)
         nat = [chance.random() < 0.4 for _ in range(count)]
         link = Link(delay_ms=5.0, jitter_ms=5.0, loss=chance.choice([0.0, 0.0, 0.2]))
         founders = chance.choice([1, count])
         own_links = [replace(link, nat=hidden) for hidden in nat]
-        self.world = _World(count, seed, rules, link, founders, own_links=own_links)
+        self.world = _World(
+            count, seed, rules, link, founders, payloads=payloads, own_links=own_links
+        )
         self.world.keep_notes = False
         self.run = self.world.run
         self.bad = StubKeys(self.world.join("bad").id)
@@ -240,7 +248,7 @@ class Attack:
         seat = mark.roster.seat(self.bad.peer)
         state = chance.choice([0, 7, 2**64 - 1])
         seats = [seat if seat is not None else 0] * chance.choice([1, 1, 1, 1, 0, 2])
-        lines = tuple(Line(at, self.payload(), self.scalar(), self.scalar()) for at in seats)
+        lines = tuple(map(self.line, seats))
         admissions = [Admission(self.card(), self.token()) for _ in range(chance.choice([0, 0, 2]))]
         admissions.sort(key=lambda admission: admission.card.peer)
         body = Body(
@@ -262,13 +270,21 @@ class Attack:
         return Entry(body, raw, chance.choice([seal, seal, seal, bytes(64)]), signatures)
 
     def contribute(self) -> Contribute:
-        mark, line = self.mark(), Line(0, self.payload(), self.scalar(), self.scalar())
+        mark, line = self.mark(), self.line(0)
         signed = contribution_bytes(self.run, mark.round, mark.hash, 7, line)
         round = mark.round + self.chance.choice([0, 0, 0, 1])
         signature = self.chance.choice([self.bad.sign(signed), bytes(64)])
+        scalars = line.loss, line.heldout
         return Contribute(
-            round, mark.hash[:8], 7, line.payload, line.loss, line.heldout, None, signature
+            round, mark.hash[:8], 7, line.payload, *scalars, None, line.attached, signature
         )
+
+    def line(self, seat: int) -> Line:
+        attached = None
+        if self.chance.random() < 0.2:
+            size = self.chance.choice([0, 1, ATTACHED, ATTACHED, 1 << 40, 2**64 - 1])
+            attached = Attachment(self.chance.choice([self.hash(), *self.who.blobs]), size)
+        return Line(seat, self.payload(), self.scalar(), self.scalar(), None, attached)
 
     def evidence(self) -> Evidence:
         first, second = self.hash(), Hash(self.chance.randbytes(32))
@@ -545,7 +561,7 @@ class Attack:
         wake = peer.wake_ms
         if wake is not None and wake <= now:
             raise BrokenError(f"wants to be woken at {wake}, and it is {now}")
-        check_saved_before_said(effects, self.who)
+        check_saved_before_said(effects, self.who, self.head)
 
     def check_bounds(self) -> None:
         for who in self.world.up():
@@ -563,6 +579,8 @@ class Attack:
                 "view": (len(peer.membership._view), members),
                 "heard": (len(peer.membership._heard_ms), members),
                 "relays": (len(peer.membership._relays), 256),
+                "attachments": (len(peer._attachments._coming), 3 * members),
+                "waits": (len(peer._attachments._waits), 6 * members),
                 "direct": (len(peer._relaying._direct_ms), members + STRANGERS_MAX),
                 "detours": (len(peer._relaying._detours), members + 1),
                 "avoided": (len(peer._relaying._avoided), 1_024),
@@ -575,14 +593,14 @@ class Attack:
                 raise BrokenError(f"{who.name} grew: {over}")
 
 
-def check_saved_before_said(effects: list[Effect], who: SimPeer) -> None:
+def check_saved_before_said(effects: list[Effect], who: SimPeer, head: Mark) -> None:
     """What binds this peer is on disk, or about to be, before anybody hears of it (P3, P5)."""
     saved: dict[tuple[str, bytes], bytes | None] = {}
     for effect in effects:
         if isinstance(effect, Save):
             saved.update({(write.table, write.key): write.value for write in effect.writes})
         if isinstance(effect, Send):
-            needed = _record_behind(effect.message, who.id)
+            needed = _record_behind(effect.message, who, head)
             if needed is None:
                 continue
             table, key, value = needed
@@ -591,7 +609,8 @@ def check_saved_before_said(effects: list[Effect], who: SimPeer) -> None:
                 raise BrokenError(f"says {type(effect.message).__name__} before {table} is written")
 
 
-def _record_behind(message: Message, me: PeerId) -> tuple[str, bytes, bytes] | None:
+def _record_behind(message: Message, who: SimPeer, head: Mark) -> tuple[str, bytes, bytes] | None:
+    ranked = ranking(who.peer._core.run, head.round, head.roster)
     match message:
         case Contribute():
             return "outbox", round_key(message.round), encode(message)
@@ -601,7 +620,7 @@ def _record_behind(message: Message, me: PeerId) -> tuple[str, bytes, bytes] | N
             return "votes", round_key(message.round) + b"p", message.ballot.to_bytes(4, "big")
         case Closed():
             return "entries", message.entry.hash, message.entry.seal
-        case Propose():
+        case Propose() if owner(ranked, message.ballot) == who.id:
             return "votes", round_key(message.entry.round) + b"a", message.entry.seal
         case _:
             return None

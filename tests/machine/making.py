@@ -123,7 +123,7 @@ def contribution(
     mark: Mark, author: PeerId, payload: bytes = b"8 bytes!", state: int = 7
 ) -> Contribute:
     _, signature = line(mark, author, payload, state)
-    return Contribute(mark.round, mark.hash[:8], state, payload, 1.5, None, None, signature)
+    return Contribute(mark.round, mark.hash[:8], state, payload, 1.5, None, None, None, signature)
 
 
 def leave(peer: PeerId, round: int) -> Leave:

@@ -500,7 +500,7 @@ def test_a_vote_in_a_run_that_does_not_vote_is_a_fault() -> None:
 def test_absurd_rounds_only_make_us_ask(rules: Rules, round: int) -> None:
     """One question at a time, to whoever claims to know (P6)."""
     door = Door(THIRD, P, rules)
-    ahead = Contribute(round, b"elsewher", 7, b"8 bytes!", None, None, None, bytes(64))
+    ahead = Contribute(round, b"elsewher", 7, b"8 bytes!", *[None] * 4, bytes(64))
     ours = contribution(START, FIRST)
     for message in (ahead, Prepare(round, TIP, 0), Promise(round, TIP, 0, 0, None), ours):
         door.hear(FIRST, message)

@@ -110,7 +110,7 @@ HEAD = [0, 0, bytes(8)]
 ID, SIGNATURE = bytes(32), bytes(64)
 BODY = [0, ID, 0, 0, 0, [], [], []]
 PLACE = (0, bytes(8), 0)
-NOTHING = (None, None, None)
+NOTHING = (None, None, None, None)
 
 
 def packed(value: object) -> bytes:
@@ -151,9 +151,11 @@ def packed(value: object) -> bytes:
         (raw(12, *PLACE, b"", *NOTHING, SIGNATURE), "1 to"),
         (raw(12, *PLACE, bytes((1 << 20) + 1), *NOTHING, SIGNATURE), "1 to"),
         (raw(12, *PLACE, b"p", struct.pack(">f", math.nan), *NOTHING[1:], SIGNATURE), "finite"),
-        (raw(12, *PLACE, b"p", None, struct.pack(">f", math.inf), None, SIGNATURE), "finite"),
+        (raw(12, *PLACE, b"p", None, struct.pack(">f", math.inf), *NOTHING[2:], SIGNATURE), "finite"),
         (raw(12, *PLACE, b"p", 1.5, *NOTHING[1:], SIGNATURE), "4 bytes"),
-        (raw(12, *PLACE, b"p", None, None, bytes(31), SIGNATURE), "32 to 32 bytes"),
+        (raw(12, *PLACE, b"p", None, None, bytes(31), None, SIGNATURE), "32 to 32 bytes"),
+        (raw(12, *PLACE, b"p", *NOTHING[1:], [bytes(31), 1], SIGNATURE), "32 to 32 bytes"),
+        (raw(12, *PLACE, b"p", *NOTHING[1:], [ID, -1], SIGNATURE), "whole number"),
         (raw(18, [packed(BODY), SIGNATURE, [SIGNATURE]]), "0 lines with 1 signatures"),
         (raw(18, [packed(BODY) + b"\x00", SIGNATURE, []]), "not msgpack"),
         (raw(18, [packed([*BODY[:7], [[0, 3, 0, b""]]]), SIGNATURE, []]), "Cause"),
@@ -195,8 +197,8 @@ def test_the_largest_of_everything_fits_a_frame() -> None:
         (Nack(1), 4),
         (Ping(1_000_000, Head(1_000, 100_000, bytes(8)), ()), 28),
         (Accepted(1_000, 1, P[0]), 41),  # type: ignore[arg-type]
-        (contribution(genesis(P), P[0]), 99),
-        (Closed(entry(genesis(P), P[0], P)), 375),
+        (contribution(genesis(P), P[0]), 100),
+        (Closed(entry(genesis(P), P[0], P)), 378),
         (Promise(1_000, bytes(8), 1, 0, None), 19),
     ],
 )

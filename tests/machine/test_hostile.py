@@ -9,7 +9,7 @@ from protocol.codec import FRAME_BYTES_MAX, GUEST_FRAME_BYTES_MAX, decode, encod
 from protocol.core import STRANGERS_MAX
 from protocol.entries import ENTRY_BYTES_MAX, Admission, Cause, Departure, Entry
 from protocol.errors import LocalError, RemoteError
-from protocol.events import Apply, Received, Save, ServeEntries, StartWork, Tick
+from protocol.events import Apply, GiveBack, Received, Save, ServeEntries, StartWork, Tick
 from protocol.ids import Hash, Millis, PeerId, digest
 from protocol.ledger import Write, round_key
 from protocol.messages import (
@@ -96,7 +96,7 @@ def test_an_early_contribution_with_a_false_signature_stops_nothing() -> None:
     first = entry(door.mark, OTHER)
     after = judge().follow(door.mark, first)
     good = contribution(after, OTHER)
-    bad = Contribute(1, first.hash[:8], 7, b"8 bytes!", 1.5, None, None, bytes(64))
+    bad = Contribute(1, first.hash[:8], 7, b"8 bytes!", 1.5, *[None] * 3, bytes(64))
     door.hear(THIRD, bad)
     door.hear(OTHER, good)
     door.hear(OTHER, Closed(first))
@@ -352,7 +352,7 @@ def test_our_own_missed_work_is_ours_by_signature() -> None:
     for save in door.of(Save):
         disk.commit(save.writes)
     disk.commit([Write("outbox", round_key(0), encode(ours))])
-    assert list(unlisted(disk, door.mark)) == [(0, b"8 bytes!")]
+    assert list(unlisted(disk, door.mark)) == [GiveBack(0, b"8 bytes!")]
     disk.commit([Write("outbox", round_key(0), encode(contribution(start, OTHER, b"8 bytes!")))])
     assert list(unlisted(disk, door.mark)) == []
 

@@ -78,8 +78,8 @@ def test_single_messages_are_signed_as_specified() -> None:
     assert isinstance(evidence, Evidence)
     assert verify(leave.peer, leave_bytes(vectors.RUN, leave.peer, leave.round), leave.signature)
     body = golden_entry().body
-    signed = contribution_bytes(vectors.RUN, 0, body.parent, contribute.state, body.lines[0])
-    assert verify(vectors.ONE.peer, signed, contribute.signature)
+    signed = contribution_bytes(vectors.RUN, 0, body.parent, contribute.state, body.lines[1])
+    assert verify(vectors.THREE.peer, signed, contribute.signature)
     for name, seal in (
         (evidence.first, evidence.first_seal),
         (evidence.second, evidence.second_seal),

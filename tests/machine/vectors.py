@@ -16,6 +16,7 @@ from protocol.blobs import chunk_id, page_id, pages_of, root_of
 from protocol.codec import CHUNK_BYTES, encode, encode_body, number_of
 from protocol.entries import (
     Admission,
+    Attachment,
     Body,
     Card,
     Cause,
@@ -99,9 +100,10 @@ def card(keys: Identity, sequence: int) -> Card:
 NEWCOMER: Final = Identity(bytes([4]) * 32)
 TOKEN: Final = mint_token(ONE, RUN, 1_800_000_000, b"nonce678")
 SNAPSHOT: Final = digest("golden snapshot")
+ATTACHED: Final = Attachment(digest("golden attachment"), 300_000)
 LINES: Final = (
     Line(0, b"\x00\x01\x7f", 2.5, None),
-    Line(2, b"\x00\x02\x81\x05", None, 2.25, SNAPSHOT),
+    Line(2, b"\x00\x02\x81\x05", None, 2.25, SNAPSHOT, ATTACHED),
 )
 ADMISSION: Final = Admission(card(NEWCOMER, 7), TOKEN)
 DEPARTURE: Final = Departure(1, Cause.LEFT, 0, TWO.sign(leave_bytes(RUN, TWO.peer, 0)))
@@ -138,8 +140,8 @@ ENVELOPE: Final = Relay(
 
 def messages() -> list[Message]:
     tip = ENTRY.hash[:8]
-    line = LINES[0]
-    scalars = line.loss, line.heldout
+    line = LINES[1]
+    rest = line.loss, line.heldout, line.snapshot, line.attached
     signed = contribution_bytes(RUN, 0, BODY.parent, BODY.state, line)
     return [
         Hello(card(NEWCOMER, 7), TOKEN),
@@ -153,7 +155,7 @@ def messages() -> list[Message]:
         Nack(8),
         Sync(digest("golden view")[:8], HEAD),
         View(RUMORS, (card(THREE, 300),), wants_reply=True),
-        Contribute(0, BODY.parent[:8], BODY.state, line.payload, *scalars, None, ONE.sign(signed)),
+        Contribute(0, BODY.parent[:8], BODY.state, line.payload, *rest, THREE.sign(signed)),
         Prepare(12, tip, 5),
         Promise(12, tip, 5, 2, ENTRY),
         Propose(5, ENTRY),

@@ -1,0 +1,130 @@
+"""Attachments on disk: the large parts of contributions, ours and others'.
+
+They stay as long as somebody may have to replay their round: until it is older than the oldest
+snapshot here. Our own also stay until what they belong to is in the ledger, or carried on.
+"""
+
+from pathlib import Path
+from typing import Final
+
+import msgpack
+
+from node.chunks import Blob, ChunkFiles, explained
+from node.ports import Disk
+from protocol.blobs import chunk_id, root_of
+from protocol.codec import CHUNK_BYTES
+from protocol.entries import Attachment
+from protocol.ids import Hash
+from protocol.ledger import Write
+from protocol.restore import Reader, uncommitted
+
+_FOLDER: Final = "attachments"
+
+
+class Attachments:
+    """Safe to call from several threads."""
+
+    def __init__(self, home: Path, disk: Disk) -> None:
+        self._disk = disk
+        known = {Hash(key): _decode(Hash(key), raw) for key, raw in disk.scan("attachments")}
+        blobs = (blob for blob, _ in known.values() if blob is not None)
+        self.files = ChunkFiles(home / _FOLDER, "", blobs)
+        self._rounds = {root: at for root, (_, at) in known.items() if self.files.whole(root)}
+        gone = [Write("attachments", root, None) for root in known if root not in self._rounds]
+        if gone:
+            disk.commit(gone)
+
+    def add(self, round: int, data: bytes) -> Attachment:
+        """Our own, for `round`. Raises StoreError."""
+        names = b"".join(
+            chunk_id(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES)
+        )
+        blob = Blob(root_of(len(data), names), len(data), names)
+        path = self.files.partial_path(f"making-{round}")
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise explained(error, path) from error
+        self._note(round, self.files.place(path, blob))
+        return Attachment(blob.root, blob.size)
+
+    def keep(self, root: Hash, round: int) -> bool:
+        """One that was fetched; False if not all of it is here any more. Raises StoreError."""
+        blob = self.files.finish(root)
+        if blob is not None:
+            self._note(round, blob)
+        return blob is not None
+
+    def _note(self, round: int, blob: Blob) -> None:
+        with self.files.lock:
+            self._rounds[blob.root] = round
+            fields = [round, blob.size, blob.chunk_ids]
+            self._disk.commit([Write("attachments", blob.root, bytes(msgpack.packb(fields)))])
+
+    def has(self, attached: Attachment) -> bool:
+        return self.files.whole(attached.root) is not None
+
+    def read(self, attached: Attachment) -> bytes | None:
+        """All of it, each byte checked; None if it is not here, or damaged."""
+        blob = self.files.whole(attached.root)
+        if blob is None:
+            return None
+        data = read_whole(self.files.path(blob.root), blob)
+        if data is None:
+            self.files.damaged += 1
+            self._drop([blob.root])
+            self.files.spoil(blob.root)
+        return data
+
+    def _drop(self, roots: list[Hash]) -> None:
+        with self.files.lock:
+            self._disk.commit([Write("attachments", root, None) for root in roots])
+            for root in roots:
+                self._rounds.pop(root, None)
+
+    def collect(self, before: int) -> None:
+        """Remove those of rounds before that, but for our own that may be offered again."""
+        old = {root for root, round in self._rounds.items() if round < before}
+        if not old:
+            return
+        stay = uncommitted(self._disk, before)
+        gone = [root for root in old if root not in stay]
+        self._drop(gone)
+        for root in gone:
+            self.files.remove(root)
+
+
+class AttachmentReader:
+    """Another process's attachments, to look at."""
+
+    def __init__(self, home: Path, disk: Reader) -> None:
+        self._folder, self._disk = home / _FOLDER, disk
+
+    def has(self, attached: Attachment) -> bool:
+        return self._disk.get("attachments", attached.root) is not None
+
+    def read(self, attached: Attachment) -> bytes | None:
+        raw = self._disk.get("attachments", attached.root)
+        blob = None if raw is None else _decode(attached.root, raw)[0]
+        return None if blob is None else read_whole(self._folder / attached.root.hex(), blob)
+
+
+def read_whole(path: Path, blob: Blob) -> bytes | None:
+    """None unless every chunk fits its name."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    chunks = (data[n * CHUNK_BYTES : (n + 1) * CHUNK_BYTES] for n in range(blob.chunks))
+    sound = all(chunk_id(chunk) == blob.name(n) for n, chunk in enumerate(chunks))
+    return data if sound and len(data) == blob.size else None
+
+
+def _decode(root: Hash, raw: bytes) -> tuple[Blob | None, int]:
+    """None for what a failing disk made of it."""
+    try:
+        round, size, chunk_ids = msgpack.unpackb(raw)
+    except (ValueError, TypeError, msgpack.UnpackException):
+        return None, 0
+    return (Blob(root, size, chunk_ids) if root_of(size, chunk_ids) == root else None), round
