@@ -1,7 +1,7 @@
 """Attachments on disk: the large parts of contributions, ours and others'.
 
-They stay as long as somebody may have to replay their round: until it is older than the oldest
-snapshot here. Our own also stay until what they belong to is in the ledger, or carried on.
+They stay as long as somebody may have to replay their round: until it is older than a snapshot that
+the ledger names. Our own also stay for as long as they may have to be given back.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from protocol.codec import CHUNK_BYTES
 from protocol.entries import Attachment
 from protocol.ids import Hash
 from protocol.ledger import Write
-from protocol.restore import Reader, uncommitted
+from protocol.restore import Reader, offered
 
 _FOLDER: Final = "attachments"
 
@@ -58,7 +58,7 @@ class Attachments:
 
     def _note(self, round: int, blob: Blob) -> None:
         with self.files.lock:
-            self._rounds[blob.root] = round
+            round = self._rounds[blob.root] = max(round, self._rounds.get(blob.root, 0))
             fields = [round, blob.size, blob.chunk_ids]
             self._disk.commit([Write("attachments", blob.root, bytes(msgpack.packb(fields)))])
 
@@ -88,7 +88,7 @@ class Attachments:
         old = {root for root, round in self._rounds.items() if round < before}
         if not old:
             return
-        stay = uncommitted(self._disk, before)
+        stay = offered(self._disk)
         gone = [root for root in old if root not in stay]
         self._drop(gone)
         for root in gone:

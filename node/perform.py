@@ -134,5 +134,5 @@ def _rebuild(task: Rebuild, shell: Shell) -> None:
     """After a switch, our own work that the new chain does not list is given back."""
     shell.worker.rebuild(task)
     if task.switched:
-        for work in unlisted(shell.disk, shell.peer.ledger.head):
+        for work in unlisted(shell.disk):
             shell.worker.give_back(work)

@@ -23,7 +23,8 @@ from protocol.restore import Reader
 KEPT: Final = 2
 _LEASE_S: Final = 60.0  # a snapshot that somebody is fetching is not collected
 _LEASED_MAX: Final = 1  # beside those that are kept anyway
-ON_DISK_MAX: Final = KEPT + _LEASED_MAX + 2  # and the newest of all, and one being written
+# And the newest of all, one that the ledger names, and one being written.
+ON_DISK_MAX: Final = KEPT + _LEASED_MAX + 3
 _FOLDER, _SUFFIX = "snapshots", ".safetensors"
 
 
@@ -47,6 +48,7 @@ class Snapshots:
         """`every`: rounds between two that all peers take."""
         self._disk, self._every = disk, every
         self._leases: dict[Hash, float] = {}
+        self._established: Hash | None = None
         records = _records(disk)
         blobs = (record.blob for record in records)
         self.files = ChunkFiles(home / _FOLDER, _SUFFIX, blobs, self._lease)
@@ -118,14 +120,19 @@ class Snapshots:
                 self._disk.commit([Write("snapshots", root, None)])
                 self.files.spoil(root)
 
-    def oldest_round(self) -> int:
-        """Of those that are here; 0 if none is."""
+    def establish(self, root: Hash) -> int:
+        """The ledger names this one. Returns the first round that somebody may still have to
+        replay: that of the newest one here which the ledger names, or 0.
+        """
         with self._lock:
-            return min((record.round for record in self._records.values()), default=0)
+            if root in self._records:
+                self._established = root
+            record = self._records.get(self._established or root)
+            return 0 if record is None else record.round
 
     def _collect(self) -> None:
-        """The newest that others have too stay, one that somebody is fetching, and the newest of
-        all, to start from.
+        """The newest that others have too stay, one that somebody is fetching, the one that the
+        ledger names, because whoever is behind needs it, and the newest of all, to start from.
         """
         now = time.monotonic()
         records = self.newest()
@@ -136,6 +143,7 @@ class Snapshots:
             if now - self._leases.get(record.root, -_LEASE_S) < _LEASE_S
         ]
         stay = {r.root for r in [*records[:1], *common[:KEPT], *leased[:_LEASED_MAX]]}
+        stay |= {self._established} if self._established else set()
         old = [record.root for record in records if record.root not in stay]
         if old:
             self._disk.commit([Write("snapshots", root, None) for root in old])

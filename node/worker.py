@@ -286,9 +286,11 @@ class TrainingWorker:
             self._tell_state()  # while catching up, only the last digest is worth its time
 
     def _take_snapshot(self) -> None:
-        """And remove what only a replay from before the oldest one would need."""
+        """And remove what nobody will replay."""
         self._keeper.take_snapshot()
-        self._attachments.collect(self._snapshots.oldest_round())
+        founders, rules = self._replica.founders, self._place.rules
+        for named in snapshots_on_chain(self._disk, founders, self._replica.round, rules, 1):
+            self._attachments.collect(self._snapshots.establish(named.root))
 
     def _compare_roots(self, entry: Entry, members: int) -> None:
         """P1, byte for byte: is our snapshot the one that most have?"""

@@ -31,7 +31,8 @@ class Attachments:
 
     def __init__(self, core: Core, transfers: Transfers, lost: Callable[[Behind], None]) -> None:
         self._core, self._transfers, self._lost = core, transfers, lost
-        self._held: dict[Hash, None] = {}  # on disk; the newest last, and some may be gone again
+        # On disk, and the newest round of each, as the disk knows it; some may be gone again.
+        self._held: dict[Hash, int] = {}
         self._coming: dict[Hash, int] = {}  # and the round that it was last wanted for
         self._needed: dict[Hash, int] = {}  # those that the state waits for, or soon will
         self._waits: list[_Wait] = []
@@ -54,10 +55,9 @@ class Attachments:
 
     # What is here
 
-    def hold(self, root: Hash) -> None:
+    def hold(self, root: Hash, round: int = 0) -> None:
         """It is on disk."""
-        self._held.pop(root, None)
-        self._held[root] = None
+        self._held[root] = max(round, self._held.pop(root, 0))
         if len(self._held) > _HELD_MAX:
             del self._held[next(iter(self._held))]
 
@@ -65,8 +65,7 @@ class Attachments:
         return all(one.root in self._held for one in attached)
 
     def kept(self, event: BlobKept) -> None:
-        self.hold(event.root)
-        self._coming.pop(event.root, None)
+        self.hold(event.root, self._coming.pop(event.root, 0))
         self._needed.pop(event.root, None)
         for wait in self._waits:
             wait.missing.discard(event.root)
@@ -85,7 +84,7 @@ class Attachments:
         done: Callable[[], None],
     ) -> None:
         """`done` is called once all are on disk, which may be at once, or never."""
-        missing = [one for one in attached if one.root not in self._held]
+        missing = [one for one in attached if not self._has(one, round)]
         if not missing:
             done()
             return
@@ -93,26 +92,31 @@ class Attachments:
         for one in missing:
             self._fetch(one, round, holders)
 
+    def _has(self, one: Attachment, round: int) -> bool:
+        """If so, it must stay for as long as `round` may be replayed."""
+        known = self._held.get(one.root)
+        if known is not None and known < round:
+            self._held[one.root] = round
+            self._core.out.append(KeepBlob(one.root, round))
+        return known is not None
+
     def _fetch(self, one: Attachment, round: int, holders: Iterable[PeerId]) -> None:
         root = one.root
         is_new = root not in self._coming
         self._coming[root] = max(round, self._coming.get(root, 0))
         if is_new:
-            keep = KeepBlob(root, round)
-            self._transfers.start(
-                root,
-                lambda: self._core.out.append(keep),
-                holders,
-                BlobKind.ATTACHMENT,
-                one.size,
-            )
+
+            def keep() -> None:
+                self._core.out.append(KeepBlob(root, self._coming.get(root, round)))
+
+            self._transfers.start(root, keep, holders, BlobKind.ATTACHMENT, one.size)
 
     def need(self, entry: Entry, seats: tuple[PeerId, ...]) -> None:
         """The state is about to merge this entry."""
         closer = seats[entry.body.closer]
         for line in entry.body.lines:
             one = line.attached
-            if one is not None and one.root not in self._held:
+            if one is not None and not self._has(one, entry.round):
                 self._needed[one.root] = entry.round
                 self._fetch(one, entry.round, (seats[line.seat], closer))
 

@@ -276,6 +276,8 @@ class Fetch:
         """Is it good, and news? Raises RemoteError if it is not what its name says."""
         holder = self._holders.get(sender)
         asked_ms = None if holder is None else holder.asked.pop((level, number), None)
+        if self.size is None or (level is Level.CHUNK and not self._names):
+            return False  # for an earlier fetch of the same blob: this one cannot tell yet
         if not self._is_named(level, number, data):
             self._bar(sender)
             self._want_again(level, number)
@@ -299,8 +301,6 @@ class Fetch:
                 self._want(level, number)
 
     def _is_named(self, level: Level, number: int, data: bytes) -> bool:
-        if self.size is None:
-            return False
         if level is Level.PAGE:
             return number < len(self._page_ids) and page_id(data) == self._page_ids[number]
         name = self._names[number * ID_BYTES : (number + 1) * ID_BYTES]

@@ -5,7 +5,7 @@ silent is not waited for. What is asked for is found on disk by the other side (
 nothing here grows with the chain.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from protocol.core import Core
@@ -22,12 +22,15 @@ _BARREN_MAX: Final = 256
 
 
 class CatchUp:
-    """`advance` is called with what came of offered entries, `reconsider` with one that leads to a
-    chain which we left.
+    """`advance` is called with what came of offered entries; `reconsider` with who offered one that
+    leads to a chain which we left, that entry and what follows it: may we go back?
     """
 
     def __init__(
-        self, core: Core, advance: Callable[[Step], None], reconsider: Callable[[Entry], None]
+        self,
+        core: Core,
+        advance: Callable[[Step], None],
+        reconsider: Callable[[bytes, Entry, Sequence[Entry]], bool],
     ) -> None:
         self._core, self._advance, self._reconsider = core, advance, reconsider
         self._asked: bytes | None = None
@@ -139,7 +142,7 @@ class CatchUp:
         before = self._place()
         try:
             if message.entries:
-                self.offer(message.entries)
+                self.offer(sender, message.entries)
         finally:
             ours = self._core.ledger.summary()
             if was_asked and self._place() == before and head_is_better(message.head, ours):
@@ -169,7 +172,7 @@ class CatchUp:
     def _is_barren(self, source: bytes) -> bool:
         return self._barren.get(source, 0) > self._core.now
 
-    def offer(self, entries: tuple[Entry, ...]) -> None:
+    def offer(self, source: bytes, entries: tuple[Entry, ...]) -> None:
         """Raises RemoteError for a bad entry, once those before it have taken effect."""
         ledger = self._core.ledger
         may_switch = self._core.rules.quorum is Quorum.ANY
@@ -177,10 +180,12 @@ class CatchUp:
         self._advance(step)
         for entry in entries:
             self.watch(entry)
-        if step.left is not None:
-            self._reconsider(step.left)
         if step.fault is not None:
             raise step.fault
+        if step.left is not None:
+            rest = entries[entries.index(step.left) :]
+            if self._reconsider(source, rest[0], rest[1:]):
+                self.offer(source, rest)
 
     def watch(self, entry: Entry) -> None:
         """Two different entries by one closer for one round and parent end its membership."""

@@ -250,7 +250,7 @@ class Closing:
         except RemoteError as error:
             raise LocalError(f"our own work is not valid: {error}") from error
         if done.attached is not None:
-            self._attachments.hold(done.attached.root)
+            self._attachments.hold(done.attached.root, done.round)
         # A model that diverged says infinity; others could not even read that.
         line = Line(
             0,
@@ -721,10 +721,8 @@ class Closing:
         mine = round.mine
         if mine is None or mine.round != entry.round:
             return writes, None
-        seat = round.mark.roster.seat(core.me)
-        if entry.body.parent == round.mark.hash and any(
-            line.seat == seat for line in entry.body.lines
-        ):
+        # By signature: after a retreat we may have contributed to the same round before.
+        if mine.signature in entry.signatures:
             return writes, None
         self._returned.append(entry.round)
         core.note("info", "late", round=entry.round)

@@ -300,23 +300,38 @@ class Ledger:
             if entry.round >= self.head.round:
                 raise RemoteError(f"entry {entry.round} does not follow what is committed here")
             return
-        tip = self._branch[-1] if self._branch else None
-        if tip is None or entry.body.parent != tip.hash:
-            if any(mark.hash == entry.hash for mark in self._branch):
-                return
-            tip = self._marks.get(entry.round)
-            if tip is None or tip.hash != entry.body.parent:
-                raise RemoteError(f"entry {entry.round} follows nothing that is known here")
-            after = self.judge.follow(tip, entry)
-            self._branch, self._branch_root = [after], tip
-        elif len(self._branch) >= BRANCH_MAX:
-            raise RemoteError("a branch that is too long")
-        else:
-            self._branch.append(self.judge.follow(tip, entry))
+        on_branch = self._on_branch(entry.round + 1)
+        if on_branch is not None and on_branch.hash == entry.hash:
+            return
+        self._grow(entry)
         step.writes.append(_keep(entry))
         if heavier(self._branch[-1], self.head):
             self._switch(step)
             step.last = entry
+
+    def _grow(self, entry: Entry) -> None:
+        """The branch, or another that parts from it, or from our chain."""
+        parent = entry.body.parent
+        tip = self._on_branch(entry.round)
+        is_on_branch = tip is not None and tip.hash == parent
+        if not is_on_branch:
+            tip = self._marks.get(entry.round)
+        if tip is None or tip.hash != parent:
+            raise RemoteError(f"entry {entry.round} follows nothing that is known here")
+        after = self.judge.follow(tip, entry)
+        if not is_on_branch:
+            self._branch, self._branch_root = [after], tip
+            return
+        length = entry.round - self._branch[0].round + 1
+        if length >= BRANCH_MAX:
+            raise RemoteError("a branch that is too long")
+        del self._branch[length:]
+        self._branch.append(after)
+
+    def _on_branch(self, round: int) -> Mark | None:
+        """Where `round` is open on the branch."""
+        at = round - self._branch[0].round if self._branch else -1
+        return self._branch[at] if 0 <= at < len(self._branch) else None
 
     def branch_tip(self) -> Mark | None:
         return self._branch[-1] if self._branch else None

@@ -6,7 +6,7 @@ their sender (P6). A `LocalError` that escapes is a bug of ours.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final, assert_never
 
@@ -90,6 +90,7 @@ from protocol.messages import (
 )
 from protocol.recovery import Recovery
 from protocol.relaying import RelayCounts, Relaying, RelayLimits
+from protocol.roster import Roster
 from protocol.rules import Quorum, Rules
 from protocol.transfers import Transfers
 
@@ -538,7 +539,7 @@ class Peer:
         elif entry.round > core.head.round:
             self._catchup.ask(sender)
         else:
-            self._catchup.offer((entry,))
+            self._catchup.offer(sender, (entry,))
 
     def _closer_of(self, entry: Entry) -> PeerId | None:
         before = self._core.ledger.mark_at(entry.round)
@@ -602,22 +603,40 @@ class Peer:
             return
         before = core.ledger.mark_at(event.round)
         entry = None if before is None else self._claims.get((event.round, before.hash))
-        if before is None or entry is None or before.roster.members[entry.body.closer] == core.me:
+        if before is None or entry is None or core.me not in before.roster:
+            return
+        if before.roster.members[entry.body.closer] == core.me:
             return  # our own seal binds us: another for the same round would be equivocation
+        up = set(core.membership.others_up()) - core.membership.down()
+        following = self._entries_since(event.round + 1)
+        if _contributes(up, before.roster.after(entry.body), following):
+            return
         head = core.head
         core.save(core.ledger.retreat(before, entry))
         self._closing.last = None
         self._switched(head, event.round, f"nobody sends what round {event.round} lists")
         self._opened()
 
-    def _reconsider(self, entry: Entry) -> None:
-        """Others follow an entry that we left: once what it lists is to be had, so will we."""
-        core = self._core
+    def _entries_since(self, round: int) -> list[Entry]:
+        """Of our chain, as far as they are known here."""
+        marks = (self._core.ledger.mark_at(at) for at in range(round, self._core.head.round))
+        found = (self._claims.get((mark.round, mark.hash)) for mark in marks if mark is not None)
+        return [entry for entry in found if entry is not None]
+
+    def _reconsider(self, source: bytes, entry: Entry, following: Sequence[Entry]) -> bool:
+        """Others follow an entry that we left. Once what it lists is to be had, so will we."""
+        core, before = self._core, self._core.ledger.mark_at(entry.round)
 
         def allow() -> None:
             core.ledger.allow(entry.hash)
 
+        if before is None or before.hash != entry.body.parent:
+            return False
+        if _contributes({source}, before.roster.after(entry.body), following):
+            allow()
+            return True
         self._attachments.want(entry.body.attachments, core.head.round, (), allow)
+        return False
 
     def _switched(self, before: Mark, fork_round: int, reason: str) -> None:
         core = self._core
@@ -709,3 +728,16 @@ class Peer:
             theirs=f"{entry.body.state:016x}",
         )
         self._mending.differs(entry, self._seats[place])
+
+
+def _contributes(who: Set[bytes], roster: Roster, entries: Iterable[Entry]) -> bool:
+    """Did one of these contribute to entries that start with this roster? Then its state came past
+    the one before, and it can help whoever lacks that one's attachments: with those, or with a
+    snapshot.
+    """
+    for entry in entries:
+        members = roster.members
+        if any(line.seat < len(members) and members[line.seat] in who for line in entry.body.lines):
+            return True
+        roster = roster.after(entry.body)
+    return False

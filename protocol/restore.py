@@ -100,13 +100,13 @@ def restore(disk: Reader, genesis: Mark) -> Saved:
         mark = decode_mark(key, raw, rosters)
         marks[mark.round] = mark
     head = marks[max(marks)]
-    mine = disk.get("outbox", round_key(head.round))
+    mine = _contribution_after(head, disk.get("outbox", round_key(head.round)))
     return Saved(
         tuple(marks.values()),
         entry_at(disk, head.round - 1) if head.round else None,
         _vote(disk, head),
-        _contribution_after(head, mine),
-        tuple(unlisted(disk, head)),
+        mine,
+        tuple(work for work in unlisted(disk) if mine is None or work.round != head.round),
         tuple(Hash(root) for root, _ in disk.scan("attachments")),
     )
 
@@ -137,16 +137,14 @@ def _contribution_after(head: Mark, raw: bytes | None) -> Contribute | None:
     return None
 
 
-def unlisted(disk: Reader, head: Mark) -> Iterator[GiveBack]:
-    """Our own contributions that no entry of the chain lists, and that are not still to be listed.
+def unlisted(disk: Reader) -> Iterator[GiveBack]:
+    """Our own contributions that no entry of the chain lists.
 
     They missed their round, or the chain that listed them is no longer ours.
     """
     for _, raw in disk.scan("outbox"):
         message = decode(raw)
         assert isinstance(message, Contribute), "the outbox holds contributions"
-        if message.round == head.round and message.tip == head.hash[:8]:
-            continue
         entry = entry_at(disk, message.round)
         # By signature, not by payload: two peers' small payloads may well be the same bytes.
         on_chain = entry is not None and entry.body.parent[:8] == message.tip
@@ -154,16 +152,13 @@ def unlisted(disk: Reader, head: Mark) -> Iterator[GiveBack]:
             yield GiveBack(message.round, message.payload, message.attached)
 
 
-def uncommitted(disk: Reader, before: int) -> set[Hash]:
-    """Attachments of our own contributions to earlier rounds that the chain does not list."""
+def offered(disk: Reader) -> set[Hash]:
+    """Attachments of our own that may have to be given back, should the chain switch."""
     found: set[Hash] = set()
     for _, raw in disk.scan("outbox"):
         message = decode(raw)
         assert isinstance(message, Contribute), "the outbox holds contributions"
-        if message.round >= before:
-            break
-        entry = entry_at(disk, message.round) if message.attached is not None else None
-        if message.attached and (entry is None or message.signature not in entry.signatures):
+        if message.attached is not None:
             found.add(message.attached.root)
     return found
 

@@ -2,14 +2,16 @@
 
 Loss, delays with and without a heavy tail, duplicates, crashes at any write, slow disks, pauses,
 clocks that leap or stand still, splits, one-way cuts, peers that nobody can dial, memory that
-fails, and machines so slow at replaying that they fetch snapshots.
+fails, machines so slow at replaying that they fetch snapshots, and contributions with attachments.
 """
 
 import random
 from dataclasses import dataclass, replace
 
 from node.sim.network import Link
+from node.sim.stub import Payloads
 from node.sim.world import CrashError, SimPeer, World
+from protocol.codec import CHUNK_BYTES
 from protocol.rules import Quorum, Rules
 
 _HIDDEN = (0, 0, 1, 1, 2, 3)
@@ -38,6 +40,7 @@ class Weather:
     flip: float = 0.0  # of a bit in somebody's state
     snapshot_every: int = 50
     slow_replay: float = 0.0  # chance of each peer
+    attached_bytes: int = 0  # to each contribution
 
     @classmethod
     def draw(cls, chance: random.Random, more: random.Random) -> "Weather":
@@ -72,6 +75,7 @@ class Weather:
             flip=more.choice([0.0, 0.0, 0.02, 0.1]),
             snapshot_every=more.choice([4, 10, 50]),
             slow_replay=more.choice([0.0, 0.0, 0.5]),
+            attached_bytes=more.choice([0, 0, 0, 1, CHUNK_BYTES + 1]),
         )
 
 
@@ -180,10 +184,14 @@ def bad_world(seed: int, quorum: Quorum) -> tuple[World, Storm]:
         deadline_ceiling_ms=3_000,
         deadline_floor_ms=200,
         snapshot_every=weather.snapshot_every,
+        attachment_bytes_max=weather.attached_bytes,
     )
+    payloads = Payloads(attached_bytes=weather.attached_bytes)
     founders = weather.peers if chance.random() < 0.5 else 1
     open_peers = weather.peers - weather.hidden
     own = [replace(weather.link, nat=number >= open_peers) for number in range(weather.peers)]
     links = own if weather.hidden else []
-    world = World(weather.peers, seed, rules, weather.link, founders, own_links=links)
+    world = World(
+        weather.peers, seed, rules, weather.link, founders, payloads=payloads, own_links=links
+    )
     return world, Storm(world, weather, chance)

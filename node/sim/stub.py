@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from node.ports import Disk
-from node.sim.blobs import STATE_BYTES, SimBlob, blob_of
+from node.sim.blobs import STATE_BYTES, SimBlob, blob_of, keep_attachment
 from protocol.entries import Attachment, Entry
 from protocol.events import (
     Applied,
@@ -36,7 +36,7 @@ from protocol.events import (
 from protocol.ids import Hash, PeerId, digest
 from protocol.ledger import Write, round_key
 from protocol.messages import Mend, Message
-from protocol.restore import entry_named, snapshots_on_chain, uncommitted
+from protocol.restore import entry_named, offered, snapshots_on_chain
 from protocol.roster import Roster
 from protocol.rules import Rules
 from protocol.snapshots import SnapshotAt, is_taken, named_in
@@ -127,6 +127,7 @@ class StubWorker:
         self._rules, self._snapshots, self._blobs, self._send = rules, snapshots, blobs, send
         self._place: tuple[int, Hash] | None = None  # None: no entry has been merged
         self._taken: dict[int, tuple[Hash, Hash]] = {}  # round -> (entry before it, root)
+        self._established = 0  # the newest of those that the ledger names
         self._is_held = False
         self.restored: list[int] = []  # rounds of the snapshots that were loaded
         self.replay_ms_per_round: float | None = None  # what replaying is said to take
@@ -162,7 +163,7 @@ class StubWorker:
         seed = digest("stub attachment", self._me, round_key(round), payload)
         root, blob = blob_of(int.from_bytes(seed[:STATE_BYTES], "big"), size)
         self._blobs[root] = blob
-        self._disk.commit([Write("attachments", root, round_key(round))])
+        keep_attachment(self._disk, root, round)
         return Attachment(root, size)
 
     def _root_named_in(self, round: int) -> Hash | None:
@@ -191,7 +192,7 @@ class StubWorker:
             return  # a snapshot was past it
         if self.replay_ms_per_round is not None or self._lag or self._lacking(task.entry):
             self._lag.append(task.entry)
-            if len(self._lag) == 1:
+            if len(self._lag) == 1 or self._lacking(self._lag[0]):
                 self._call_later(self.replay_ms_per_round or 0.0, self._replay_one)
             return
         self._merge(task.entry)
@@ -233,7 +234,8 @@ class StubWorker:
 
     def _stand(self, round: int, hash: Hash) -> None:
         self._place = (round, hash)
-        self._later(0.0, Applied(round, hash, self.state))
+        if not self._lag:  # while catching up, only the last digest is worth its time
+            self._later(0.0, Applied(round, hash, self.state))
         task = self._postponed
         if task is not None and (task.round, task.parent) == self._place and not self._lag:
             self.start_work(task)
@@ -244,14 +246,18 @@ class StubWorker:
         root, blob = blob_of(self.state, self._snapshots.bytes)
         self._taken[round] = hash, root
         self._blobs[root] = blob
-        while len(self._taken) > self._snapshots.kept:
-            oldest = min(self._taken)
-            self._blobs.pop(self._taken.pop(oldest)[1], None)
-        self._collect(min(self._taken))
+        for named in snapshots_on_chain(self._disk, self._founders, round, self._rules, 1):
+            if self._taken.get(named.round, (None, None))[1] == named.root:
+                self._established = named.round
+        old = sorted(self._taken)[: -self._snapshots.kept]
+        for taken in old:
+            if taken != self._established:
+                self._blobs.pop(self._taken.pop(taken)[1], None)
+        self._collect(self._established)
 
     def _collect(self, before: int) -> None:
         """Attachments of rounds that nobody will replay."""
-        stay = uncommitted(self._disk, before)
+        stay = offered(self._disk)
         rounds = [(root, int.from_bytes(at, "big")) for root, at in self._disk.scan("attachments")]
         old = [Hash(root) for root, at in rounds if at < before and root not in stay]
         for root in old:

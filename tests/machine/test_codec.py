@@ -110,6 +110,7 @@ HEAD = [0, 0, bytes(8)]
 ID, SIGNATURE = bytes(32), bytes(64)
 BODY = [0, ID, 0, 0, 0, [], [], []]
 PLACE = (0, bytes(8), 0)
+INFINITE = struct.pack(">f", math.inf)
 NOTHING = (None, None, None, None)
 
 
@@ -151,7 +152,7 @@ def packed(value: object) -> bytes:
         (raw(12, *PLACE, b"", *NOTHING, SIGNATURE), "1 to"),
         (raw(12, *PLACE, bytes((1 << 20) + 1), *NOTHING, SIGNATURE), "1 to"),
         (raw(12, *PLACE, b"p", struct.pack(">f", math.nan), *NOTHING[1:], SIGNATURE), "finite"),
-        (raw(12, *PLACE, b"p", None, struct.pack(">f", math.inf), *NOTHING[2:], SIGNATURE), "finite"),
+        (raw(12, *PLACE, b"p", None, INFINITE, None, None, SIGNATURE), "finite"),
         (raw(12, *PLACE, b"p", 1.5, *NOTHING[1:], SIGNATURE), "4 bytes"),
         (raw(12, *PLACE, b"p", None, None, bytes(31), None, SIGNATURE), "32 to 32 bytes"),
         (raw(12, *PLACE, b"p", *NOTHING[1:], [bytes(31), 1], SIGNATURE), "32 to 32 bytes"),

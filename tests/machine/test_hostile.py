@@ -352,9 +352,9 @@ def test_our_own_missed_work_is_ours_by_signature() -> None:
     for save in door.of(Save):
         disk.commit(save.writes)
     disk.commit([Write("outbox", round_key(0), encode(ours))])
-    assert list(unlisted(disk, door.mark)) == [GiveBack(0, b"8 bytes!")]
+    assert list(unlisted(disk)) == [GiveBack(0, b"8 bytes!")]
     disk.commit([Write("outbox", round_key(0), encode(contribution(start, OTHER, b"8 bytes!")))])
-    assert list(unlisted(disk, door.mark)) == []
+    assert list(unlisted(disk)) == []
 
 
 def test_an_old_join_of_a_departed_peer_is_forgotten() -> None:

@@ -302,3 +302,21 @@ def test_a_line_is_signed_for_its_place_in_the_run() -> None:
     body = Body(1, after.hash, 1, 0, 7, (old,), (), ())
     with pytest.raises(RemoteError, match="false signature"):
         judge().follow(after, sealed(body, P[1], (signature,)))
+
+
+def test_a_branch_that_parts_from_another_branch_is_read() -> None:
+    """P5: two other chains may share their beginning, and the first one read may be the lighter."""
+    ledger, start = Ledger(judge(), P), genesis(P)
+    ours = chain(start, P[0], 5)
+    for one in ours:
+        ledger.extend(one)
+    shared = chain(start, P[1], 2)
+    tip = start
+    for one in shared:
+        tip = judge().follow(tip, one)
+    first, second = chain(tip, P[1], 2), chain(tip, P[2], 5)
+    assert ledger.offer([*shared, *first], may_switch=True).fault is None
+    step = ledger.offer([*shared, *second], may_switch=True)
+    assert step.fault is None
+    assert ledger.head.hash == second[-1].hash
+    assert step.fork_round == 0
