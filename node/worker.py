@@ -202,7 +202,8 @@ class TrainingWorker:
             return
         state = self._replica.digest()
         # Measuring the held-out loss is part of the window, or this peer would be late by it.
-        end_s = time.monotonic() + self._place.rules.window_ms / 1000
+        left_ms = max(0, self._place.rules.window_ms - task.late_ms)
+        end_s = time.monotonic() + left_ms / 1000
         heldout = self._trainer.heldout() if task.heldout else None
         context = RoundContext(
             self._place.run,

@@ -10,6 +10,7 @@ accepted it: one Paxos decree a round, whose ballot 0 belongs to the closer.
 from collections import deque
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
+from statistics import median_low
 from typing import Final
 
 from protocol.codec import encode, encode_body, encode_entry
@@ -83,7 +84,7 @@ class _Lead:
 @dataclass(slots=True)
 class _Round:
     mark: Mark
-    opened_ms: Millis
+    opened_ms: Millis  # for the others, should we have come to it late
     deadline_ms: Millis  # on our clock
     # Members that were down or only just let in when it opened: they cannot have worked a whole
     # window, so nobody waits for them. What they send in time is listed all the same.
@@ -135,6 +136,7 @@ class Closing:
         self._sealed: Entry | None = None  # our own seal for the open round
         self.stopping = False
         self.last: Entry | None = None  # the newest entry of the chain, to hand to who asks
+        self._due_ms: int = core.now  # when, by the times that entries state, the round opened
         self._round = self._new_round()
 
     # Opening
@@ -145,7 +147,19 @@ class Closing:
         deadline = core.now + deadline_after_ms(arrivals, core.rules)
         new = {peer for peer, first in core.head.roster.newcomers if first == core.head.round}
         excused = frozenset(core.membership.down() | new)
-        return _Round(core.head, core.now, Millis(deadline), excused)
+        return _Round(core.head, self._opening_ms(), Millis(deadline), excused)
+
+    def _opening_ms(self) -> Millis:
+        """When the round opened for the others. Who was stopped or cut off for a while hears of it
+        late: at most by as long as nothing was heard, because an entry's times are one peer's word.
+        """
+        core = self._core
+        late = min(core.now - self._due_ms, core.membership.silence_ms)
+        if late <= core.rules.deadline_floor_ms:  # so much is granted to all
+            late = 0
+            core.membership.silence_ms = 0
+        self._due_ms = core.now - late
+        return Millis(self._due_ms)
 
     def restore(self, vote: Vote, mine: Contribute | None) -> None:
         """After a start: what we promised, sealed and contributed in the open round before the
@@ -176,10 +190,10 @@ class Closing:
             self._contribute()
         elif not self.stopping:
             self._carried = len(self._returned)
+            late_ms = core.now - self._round.opened_ms
+            head = core.head
             core.out.append(
-                StartWork(
-                    core.head.round, core.head.hash, core.head.roster.members, self._measures()
-                )
+                StartWork(head.round, head.hash, head.roster.members, self._measures(), late_ms)
             )
         self.advance()
 
@@ -668,6 +682,8 @@ class Closing:
         self.last = entry
         most = core.rules.window_ms + core.rules.deadline_ceiling_ms
         self._took.append(min(entry.body.took_ms, most))
+        # A closer that only just started states too little.
+        self._due_ms += max(self._took[-1], median_low(self._took))
         # Old votes bind nobody once the round is closed; the last few stay for those who ask late.
         stale = round_key(max(0, entry.round - 2))
         writes = [Write("votes", stale + kind, None) for kind in (b"p", b"a", b"s")]
@@ -687,5 +703,6 @@ class Closing:
         """The chain switched: what we contributed from `fork_round` on is given back, and will be
         carried.
         """
+        self._due_ms = self._core.now  # nothing tells when the others opened theirs
         first = max(fork_round, old_round - OUTBOX_ROUNDS)
         self._returned += range(first, old_round + 1)

@@ -88,6 +88,8 @@ class Membership:
         self._probe: _Probe | None = None
         self._relays: dict[int, _Relay] = {}
         self._heard_ms: dict[PeerId, Millis] = {}
+        self._last_heard_ms = now  # of anybody
+        self.silence_ms = 0  # the longest time without a word from anybody; reset from outside
         self._sequence = dice.word()
         self._awareness = 0
         self._next_ms: int = now + dice.below(rules.ping_interval_ms)
@@ -181,6 +183,8 @@ class Membership:
         """Any authenticated message shows that its sender is up."""
         if peer in self._roster:
             self._heard_ms[peer] = now
+            self.silence_ms = max(self.silence_ms, now - self._last_heard_ms)
+            self._last_heard_ms = now
         if self._probe is not None and self._probe.target == peer:
             self._answered(self._probe)
 

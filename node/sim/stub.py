@@ -148,7 +148,7 @@ class StubWorker:
         named = self._root_named_in(task.round)
         done = WorkDone(task.round, task.parent, self.state, payload, 1.0, None, named)
         self.made += new
-        self._later(self._work_ms(), done)
+        self._later(max(0.0, self._work_ms() - task.late_ms), done)
 
     def _root_named_in(self, round: int) -> Hash | None:
         taken = named_in(round, self._rules)

@@ -301,6 +301,35 @@ def test_another_branch_is_answered_with_our_head() -> None:
     assert door.sent(Sync)
 
 
+def closed_at(door: Door, ms: int, took_ms: int = 1_200) -> int:
+    """An entry arrives; how late is the next round's work?"""
+    after(door, ms)
+    door.hear(FIRST, Closed(entry(door.mark, FIRST, took_ms=took_ms)))
+    (work,) = door.of(StartWork)
+    return work.late_ms
+
+
+def test_who_was_stopped_works_for_what_is_left_of_the_window() -> None:
+    """P4: several entries waited meanwhile; each tells how long its round took."""
+    door = Door(THIRD, P)
+    assert closed_at(door, 1_200) == 0
+    door.now = 5_000  # no tick in between
+    assert closed_at(door, 5_000) == 5_000 - 2_400
+    assert closed_at(door, 5_000) == 5_000 - 3_600
+    assert closed_at(door, 5_000) == 0, "late by no more than is granted to all"
+    assert closed_at(door, 6_200) == 0
+
+
+def test_nobody_else_can_make_us_late() -> None:
+    """P6: a closer that claims that its round took no time at all shortens nobody's work."""
+    door = Door(THIRD, P)
+    assert closed_at(door, 1_200) == 0
+    for ms in range(1_400, 4_000, 200):
+        after(door, ms)
+        door.hear(SECOND, Ping(1, HEAD, ()))
+    assert closed_at(door, 4_000, took_ms=0) == 0
+
+
 def test_the_last_one_left_goes_on() -> None:
     """P4."""
     door = Door(P[0], [P[0]])

@@ -150,3 +150,27 @@ def test_a_stop_of_ten_seconds_kills_nobody(peers: int, quorum: Quorum) -> None:
     assert [gone for gone in departures if gone.cause is Cause.DEAD] == []
     assert roster_of(world, "p0") == set(world.peers)
     assert world.counts["departed"] == 0
+
+
+@BOTH
+@pytest.mark.parametrize("ms", [4_000, 6_000])
+def test_who_wakes_up_within_a_round_keeps_nobody_waiting(ms: int, quorum: Quorum) -> None:
+    """P4: p5 is stopped in the middle of one round and woken in the next, which then has waited for
+    nobody and lists p5 too: it worked for what was left of the window.
+    """
+    world = swarm(HOME, quorum)
+    slow = world.peers["p5"]
+    world.run_for(MINUTE)
+    start = head(world)
+    assert world.run_until(lambda: head(world) > start, MINUTE)
+    while closer_of_open_round(world) is slow:
+        world.run_for(1_000)
+    stopped_in = head(world)
+    world.run_for(2_500)
+    assert head(world) == stopped_in
+    world.pause(slow, ms)
+    world.run_for(MINUTE)
+    rules, woken = world.rules, entries(world)[stopped_in + 1]
+    assert woken.body.took_ms < rules.window_ms + rules.deadline_floor_ms // 2
+    assert len(woken.body.lines) == len(world.peers)
+    assert_all_well(world)

@@ -23,7 +23,7 @@ from tests.machine.making import RUN, entry, genesis, ids, judge
 
 (ME,) = ids(1)
 ROUNDS = 60
-RULES = Rules(snapshot_every=1_000, window_ms=1)
+RULES = Rules(snapshot_every=1_000, window_ms=3_600_000)
 
 
 class Counting:
@@ -33,6 +33,7 @@ class Counting:
         self.count = torch.zeros(1, dtype=torch.int64)
         self.gate = threading.Semaphore(0)
         self.waits = threading.Event()
+        self.had_time = False
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
         self.waits.set()
@@ -40,6 +41,7 @@ class Counting:
         self.count += 1
 
     def work(self, round: RoundContext) -> WorkResult:
+        self.had_time = not round.expired()
         return WorkResult(b"8 bytes!", None)
 
     def state_digest(self, key: int) -> int:
@@ -164,3 +166,15 @@ def test_work_that_waited_for_a_snapshot_is_done(bench: Bench) -> None:
     done = bench.wait_for(WorkDone)
     assert isinstance(done, WorkDone)
     assert (done.round, done.parent, done.state) == (ROUNDS, Hash(head.hash), ROUNDS)
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
+@pytest.mark.parametrize("late_ms", [0, RULES.window_ms])
+def test_who_comes_late_to_a_round_has_less_time(bench: Bench, late_ms: int) -> None:
+    """P4: the others are not kept waiting."""
+    bench.let_through(ROUNDS)
+    bench.rebuild()
+    head = bench.marks[-1]
+    bench.worker.start_work(StartWork(head.round, head.hash, (PeerId(ME),), False, late_ms))
+    bench.wait_for(WorkDone)
+    assert bench.method.had_time == (late_ms == 0)
