@@ -8,7 +8,7 @@ accepted it: one Paxos decree a round, whose ballot 0 belongs to the closer.
 """
 
 from collections import deque
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from statistics import median_low
 from typing import Final
@@ -161,14 +161,20 @@ class Closing:
         self._due_ms = core.now - late
         return Millis(self._due_ms)
 
-    def restore(self, vote: Vote, mine: Contribute | None) -> None:
+    def restore(self, vote: Vote, mine: Contribute | None, took: tuple[int, ...]) -> None:
         """After a start: what we promised, sealed and contributed in the open round before the
-        process ended.
+        process ended; and how long the rounds before it took, or we would wait for the ceiling.
         """
+        self._remember(took)
+        self._round = self._new_round()
         self._round.promised, self._round.accepted = vote.promised, vote.accepted
         self._keep_up(vote.promised)
         self._sealed = vote.sealed
         self._round.mine = mine
+
+    def _remember(self, took: Iterable[int]) -> None:
+        most = self._core.rules.window_ms + self._core.rules.deadline_ceiling_ms
+        self._took.extend(min(ms, most) for ms in took)
 
     def returned(self, round: int) -> None:
         self._returned.append(round)
@@ -680,8 +686,7 @@ class Closing:
         """An entry joined the chain: what to write down, and our payload if it was not listed."""
         core, round = self._core, self._round
         self.last = entry
-        most = core.rules.window_ms + core.rules.deadline_ceiling_ms
-        self._took.append(min(entry.body.took_ms, most))
+        self._remember([entry.body.took_ms])
         # A closer that only just started states too little.
         self._due_ms += max(self._took[-1], median_low(self._took))
         # Old votes bind nobody once the round is closed; the last few stay for those who ask late.

@@ -112,6 +112,7 @@ class Saved:
     returned: tuple[
         tuple[int, bytes], ...
     ] = ()  # (round, payload) that no entry on the chain lists
+    took: tuple[int, ...] = ()  # ms, by the newest entries, oldest first
 
 
 class Peer:
@@ -302,7 +303,7 @@ class Peer:
         for round, payload in self._saved.returned:
             core.out.append(GiveBack(round, payload))
             self._closing.returned(round)
-        self._closing.restore(self._saved.vote or Vote(), self._saved.mine)
+        self._closing.restore(self._saved.vote or Vote(), self._saved.mine, self._saved.took)
         self._saved = Saved()
         if not core.is_member:
             self._admissions.start(event.token, event.sponsor)

@@ -13,6 +13,7 @@ from protocol.ledger import Mark, decode_mark, round_key
 from protocol.messages import Contribute, Locator
 from protocol.peer import Saved
 from protocol.roster import Roster
+from protocol.rounds import ARRIVALS_MIN
 from protocol.rules import Rules
 from protocol.snapshots import SnapshotAt, established, naming_rounds
 
@@ -30,6 +31,7 @@ TABLES: Final = (
 _ROSTER_IN_MARK: Final = slice(40, 72)
 _REPLY_BYTES: Final = 1 << 20
 _REPLY_ENTRIES: Final = 256
+_TOOK_ROUNDS: Final = 2 * ARRIVALS_MIN
 _SNAPSHOT_PERIODS: Final = 8  # nobody keeps older ones
 
 
@@ -105,7 +107,15 @@ def restore(disk: Reader, genesis: Mark) -> Saved:
         _vote(disk, head),
         _contribution_after(head, mine),
         tuple(unlisted(disk, head)),
+        tuple(_took(disk, head)),
     )
+
+
+def _took(disk: Reader, head: Mark) -> Iterator[int]:
+    for round in range(max(0, head.round - _TOOK_ROUNDS), head.round):
+        entry = entry_at(disk, round)
+        if entry is not None:
+            yield entry.body.took_ms
 
 
 def _vote(disk: Reader, head: Mark) -> Vote:

@@ -12,6 +12,7 @@ from node.sim.stub import Payloads
 from node.sim.world import World
 from protocol.entries import Cause, Entry
 from protocol.restore import entry_at
+from protocol.rounds import ranking
 from protocol.rules import Quorum, Rules
 from tests.scenarios.telling import (
     assert_all_well,
@@ -174,3 +175,26 @@ def test_who_wakes_up_within_a_round_keeps_nobody_waiting(ms: int, quorum: Quoru
     assert woken.body.took_ms < rules.window_ms + rules.deadline_floor_ms // 2
     assert len(woken.body.lines) == len(world.peers)
     assert_all_well(world)
+
+
+@BOTH
+def test_a_closer_that_just_started_knows_how_long_rounds_take(quorum: Quorum) -> None:
+    """P4: the closer of the next round but one is killed and started again. In its round a member
+    dies just after it gave a sign of life: it is waited for as briefly as ever.
+    """
+    world = swarm(HOME, quorum)
+    world.run_for(MINUTE)
+    start = head(world)
+    assert world.run_until(lambda: head(world) > start, MINUTE)
+    mark = world.peers["p0"].peer.ledger.head
+    closer, victim = ranking(world.run, mark.round + 2, mark.roster)[:2]
+    world.crash(world.by_id[closer])
+    world.start(world.by_id[closer])
+    while head(world) < mark.round + 2:
+        world.run_for(20)
+    world.run_for(4_600)
+    world.crash(world.by_id[victim])
+    world.run_for(world.rules.window_ms)
+    rules, closed = world.rules, entries(world)[mark.round + 2]
+    assert closed.body.closer == mark.roster.seat(closer)
+    assert closed.body.took_ms <= rules.window_ms + 2 * rules.deadline_floor_ms
