@@ -238,6 +238,18 @@ def test_a_deputy_asks_first_and_then_closes_itself() -> None:
     assert door.mark.round == 1
 
 
+def test_a_deputy_does_not_wait_for_the_promise_of_a_suspect() -> None:
+    """P4: whoever is up has promised."""
+    door = Door(SECOND, P)
+    door.work()
+    door.hear(THIRD, Ping(1, HEAD, (Rumor(FIRST, Health.SUSPECT, 0),)))
+    door.hear(THIRD, contribution(START, THIRD))
+    assert door.sent(Prepare)
+    assert not door.of(Apply)
+    door.hear(THIRD, Promise(0, TIP, 1, 0, None))
+    assert len(door.of(Apply)) == 1
+
+
 def test_a_proposal_does_not_depend_on_who_made_no_promise() -> None:
     """P4: the dead may stand anywhere in the tree, and nobody knows yet that they are."""
     order = ranking(RUN, 0, Roster(ids(7)))

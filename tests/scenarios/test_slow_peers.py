@@ -12,7 +12,7 @@ from node.sim.stub import Payloads
 from node.sim.world import World
 from protocol.entries import Cause, Entry
 from protocol.restore import entry_at
-from protocol.rounds import ranking
+from protocol.rounds import ranking, turn_ms
 from protocol.rules import Quorum, Rules
 from tests.scenarios.telling import (
     assert_all_well,
@@ -198,3 +198,28 @@ def test_a_closer_that_just_started_knows_how_long_rounds_take(quorum: Quorum) -
     rules, closed = world.rules, entries(world)[mark.round + 2]
     assert closed.body.closer == mark.roster.seat(closer)
     assert closed.body.took_ms <= rules.window_ms + 2 * rules.deadline_floor_ms
+
+
+@pytest.mark.parametrize("died_ms", [2_000, 4_600])
+def test_a_deputy_waits_for_no_promise_of_the_dead(died_ms: int) -> None:
+    """P4: the closer dies, early enough to be a suspect when the round is over, or too late.
+
+    1. Early: its first deputy closes as soon as the living are in.
+    2. Late: its first deputy takes its turn, and closes before the second has to.
+    """
+    world = swarm(HOME, Quorum.ANY)
+    world.run_for(MINUTE)
+    start = head(world)
+    while head(world) == start:
+        world.run_for(20)
+    world.run_for(died_ms)
+    rules, mark = world.rules, world.peers["p0"].peer.ledger.head
+    closer, deputy, *_ = ranking(world.run, mark.round, mark.roster)
+    world.crash(world.by_id[closer])
+    world.run_for(MINUTE // 2)
+    closed = entry_at(world.by_id[deputy].disk, mark.round)
+    assert closed is not None
+    assert closed.body.closer == mark.roster.seat(deputy)
+    deadline_ms = rules.window_ms + rules.deadline_floor_ms
+    most_ms = deadline_ms if died_ms == 2_000 else turn_ms(2, deadline_ms, rules)
+    assert closed.body.took_ms < most_ms
