@@ -8,13 +8,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from torch import Tensor
 
 from node.keeper import StateKeeper
-from node.methods.base import Method, RoundContext
+from node.methods.base import Method, Overtime, RoundContext
 from node.ports import Disk
 from node.replica import Progress, Replica, is_on_chain
 from node.snapshots import Record, Snapshots
@@ -112,6 +112,7 @@ class TrainingWorker:
         self._urgent = threading.Event()  # a command that work must not keep waiting
         self._is_held = False  # a snapshot is on its way: no replaying
         self._postponed: StartWork | None = None
+        self._handed_in: RoundContext | None = None  # of the work that was done last
         self._target: tuple[int, Hash] = (0, Hash(place.run))  # where all that is queued leads
         self._thread = threading.Thread(target=self._main, name="trainer", daemon=True)
 
@@ -168,10 +169,25 @@ class TrainingWorker:
 
     def _main(self) -> None:
         try:
-            while self._perform(self._commands.get()):
+            while self._perform(self._next()):
                 pass
         except BaseException as error:  # whatever it is, the process must hear of it
             self._reports.failed(error)
+
+    def _next(self) -> _Command:
+        """What to do. Nobody sits idle who has handed in what an overdue round needs of it."""
+        done, self._handed_in = self._handed_in, None
+        method = self._replica.method
+        if done is None or not isinstance(method, Overtime):
+            return self._commands.get()
+        try:
+            return self._commands.get(timeout=self._place.rules.deadline_floor_ms / 1000)
+        except queue.Empty:
+            method.overtime(replace(done, expired=self._is_wanted))
+            return self._commands.get()
+
+    def _is_wanted(self) -> bool:
+        return not self._commands.empty() or self._stop.is_set() or self._urgent.is_set()
 
     def _perform(self, command: _Command) -> bool:
         match command:
@@ -221,6 +237,7 @@ class TrainingWorker:
         scalars = _finite(done.loss), _finite(heldout)
         root = self._root_named_in(task.round)
         self._reports.post(WorkDone(*place, state, done.payload, *scalars, root))
+        self._handed_in = context
 
     def _root_named_in(self, round: int) -> Hash | None:
         """Of our snapshot whose turn it is to be named, if it is ready and of this chain."""

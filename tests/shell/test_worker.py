@@ -34,6 +34,7 @@ class Counting:
         self.gate = threading.Semaphore(0)
         self.waits = threading.Event()
         self.had_time = False
+        self.went_on = threading.Event()
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
         self.waits.set()
@@ -43,6 +44,11 @@ class Counting:
     def work(self, round: RoundContext) -> WorkResult:
         self.had_time = not round.expired()
         return WorkResult(b"8 bytes!", None)
+
+    def overtime(self, round: RoundContext) -> None:
+        self.went_on.set()
+        while not round.expired():
+            pass
 
     def state_digest(self, key: int) -> int:
         return int(self.count)
@@ -178,3 +184,16 @@ def test_who_comes_late_to_a_round_has_less_time(bench: Bench, late_ms: int) -> 
     bench.worker.start_work(StartWork(head.round, head.hash, (PeerId(ME),), False, late_ms))
     bench.wait_for(WorkDone)
     assert bench.method.had_time == (late_ms == 0)
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
+def test_an_overdue_round_leaves_nobody_idle(bench: Bench) -> None:
+    """What is asked for meanwhile is done at once."""
+    bench.let_through(ROUNDS)
+    bench.rebuild()
+    head = bench.marks[-1]
+    bench.worker.start_work(StartWork(head.round, head.hash, (PeerId(ME),), heldout=False))
+    assert bench.method.went_on.wait(60)
+    bench.events.clear()
+    bench.rebuild()
+    bench.wait_for(Applied)
