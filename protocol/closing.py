@@ -137,6 +137,8 @@ class Closing:
         self.stopping = False
         self.last: Entry | None = None  # the newest entry of the chain, to hand to who asks
         self._due_ms: int = core.now  # when, by the times that entries state, the round opened
+        self._came_ms: int = core.now  # when we came to it
+        self._silence_ms = 0  # before that
         self._round = self._new_round()
 
     # Opening
@@ -153,12 +155,13 @@ class Closing:
         """When the round opened for the others. Who was stopped or cut off for a while hears of it
         late: at most by as long as nothing was heard, because an entry's times are one peer's word.
         """
-        core = self._core
-        late = min(core.now - self._due_ms, core.membership.silence_ms)
-        if late <= core.rules.deadline_floor_ms:  # so much is granted to all
-            late = 0
-            core.membership.silence_ms = 0
-        self._due_ms = core.now - late
+        core, granted = self._core, self._core.rules.deadline_floor_ms
+        if core.now - self._came_ms > granted:  # else the silence before an entry is the next one's
+            self._silence_ms = 0
+        self._silence_ms = max(self._silence_ms, core.membership.take_silence())
+        self._came_ms = core.now
+        late = min(core.now - self._due_ms, self._silence_ms)
+        self._due_ms = core.now - (late if late > granted else 0)
         return Millis(self._due_ms)
 
     def restore(self, vote: Vote, mine: Contribute | None, took: tuple[int, ...]) -> None:

@@ -332,6 +332,18 @@ def test_who_was_stopped_works_for_what_is_left_of_the_window() -> None:
     assert closed_at(door, 6_200) == 0
 
 
+def test_nobody_is_late_for_good() -> None:
+    """P4: all of a swarm's machines stood still, or a clock leapt: one round is short, not all."""
+    door = Door(THIRD, P)
+    assert closed_at(door, 1_200) == 0
+    door.now = 3_600_000
+    assert closed_at(door, 3_600_000) > RULES.window_ms
+    for ms in range(3_600_000, 3_601_200, 200):
+        after(door, ms)
+        door.hear(SECOND, Ping(1, HEAD, ()))
+    assert closed_at(door, 3_601_200) == 0
+
+
 def test_nobody_else_can_make_us_late() -> None:
     """P6: a closer that claims that its round took no time at all shortens nobody's work."""
     door = Door(THIRD, P)
