@@ -113,6 +113,8 @@ class TrainingWorker:
         self._is_held = False  # a snapshot is on its way: no replaying
         self._postponed: StartWork | None = None
         self._handed_in: RoundContext | None = None  # of the work that was done last
+        self._asked_s = 0.0  # when the newest work was asked for
+        self._overtime_end_s = 0.0
         self._target: tuple[int, Hash] = (0, Hash(place.run))  # where all that is queued leads
         self._thread = threading.Thread(target=self._main, name="trainer", daemon=True)
 
@@ -124,6 +126,7 @@ class TrainingWorker:
 
     def start_work(self, task: StartWork) -> None:
         self._target = (task.round, task.parent)
+        self._asked_s = time.monotonic()
         self._commands.put(task)
 
     def stop_work(self) -> None:
@@ -184,6 +187,7 @@ class TrainingWorker:
             return self._commands.get(timeout=self._place.rules.deadline_floor_ms / 1000)
         except queue.Empty:
             method.overtime(replace(done, expired=self._is_wanted))
+            self._overtime_end_s = time.monotonic()
             return self._commands.get()
 
     def _is_wanted(self) -> bool:
@@ -219,7 +223,8 @@ class TrainingWorker:
         state = self._replica.digest()
         # Measuring the held-out loss is part of the window, or this peer would be late by it.
         left_ms = max(0, self._place.rules.window_ms - task.late_ms)
-        end_s = time.monotonic() + left_ms / 1000
+        overran_s = max(0.0, self._overtime_end_s - self._asked_s)  # so much of it is over
+        end_s = time.monotonic() + left_ms / 1000 - overran_s
         heldout = self._trainer.heldout() if task.heldout else None
         context = RoundContext(
             self._place.run,

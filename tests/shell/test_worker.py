@@ -23,7 +23,7 @@ from tests.machine.making import RUN, entry, genesis, ids, judge
 
 (ME,) = ids(1)
 ROUNDS = 60
-RULES = Rules(snapshot_every=1_000, window_ms=3_600_000)
+RULES = Rules(snapshot_every=1_000, window_ms=3_600_000, deadline_floor_ms=50)
 
 
 class Counting:
@@ -116,6 +116,9 @@ class Bench:
         for _ in range(merges):
             self.method.gate.release()
 
+    def of(self, kind: type[Event]) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
     def wait_for(self, kind: type[Event]) -> Event:
         with self.told:
             found = self.told.wait_for(
@@ -197,3 +200,26 @@ def test_an_overdue_round_leaves_nobody_idle(bench: Bench) -> None:
     bench.events.clear()
     bench.rebuild()
     bench.wait_for(Applied)
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
+def test_overtime_is_not_added_to_the_next_window(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P4: a probe that began before the next round opened ends when that window is over."""
+    clock = [1_000.0]
+    monkeypatch.setattr("node.worker.time.monotonic", lambda: clock[0])
+    bench.let_through(ROUNDS)
+    bench.rebuild()
+    head = bench.marks[-1]
+    task = StartWork(head.round, head.hash, (PeerId(ME),), heldout=False)
+
+    def probe(round: RoundContext) -> None:
+        bench.worker.start_work(task)
+        clock[0] += RULES.window_ms / 1000
+
+    monkeypatch.setattr(bench.method, "overtime", probe)
+    bench.worker.start_work(task)
+    with bench.told:
+        assert bench.told.wait_for(lambda: len(bench.of(WorkDone)) == 2, 60)
+    assert not bench.method.had_time
