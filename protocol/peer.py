@@ -305,10 +305,8 @@ class Peer:
             self._closing.returned(round)
         self._closing.restore(self._saved.vote or Vote(), self._saved.mine, self._saved.took)
         self._saved = Saved()
-        if not core.is_member:
-            self._admissions.start(event.token, event.sponsor)
-        else:
-            self._admissions.start(None, None)
+        self._admissions.start(event.token, event.sponsor)
+        if core.is_member:
             self._announce()
         self._closing.open()
 
