@@ -8,14 +8,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from torch import Tensor
 
 from node.attachments import Attachments
 from node.keeper import StateKeeper
-from node.methods.base import Method, RoundContext
+from node.methods.base import Method, Overtime, RoundContext
 from node.ports import Disk
 from node.replica import LackingError, Progress, Replica, is_on_chain
 from node.snapshots import Record, Snapshots
@@ -122,6 +122,9 @@ class TrainingWorker:
         self._is_held = False  # a snapshot is on its way: no replaying
         self._is_lacking = False  # attachments are on their way: the same
         self._postponed: StartWork | None = None
+        self._handed_in: RoundContext | None = None  # of the work that was done last
+        self._asked_s = 0.0  # when the newest work was asked for
+        self._overtime_end_s = 0.0
         self._target: tuple[int, Hash] = (0, Hash(place.run))  # where all that is queued leads
         self._thread = threading.Thread(target=self._main, name="trainer", daemon=True)
 
@@ -133,6 +136,7 @@ class TrainingWorker:
 
     def start_work(self, task: StartWork) -> None:
         self._target = (task.round, task.parent)
+        self._asked_s = time.monotonic()
         self._commands.put(task)
 
     def stop_work(self) -> None:
@@ -181,10 +185,26 @@ class TrainingWorker:
 
     def _main(self) -> None:
         try:
-            while self._perform(self._commands.get()):
+            while self._perform(self._next()):
                 pass
         except BaseException as error:  # whatever it is, the process must hear of it
             self._reports.failed(error)
+
+    def _next(self) -> _Command:
+        """What to do. Nobody sits idle who has handed in what an overdue round needs of it."""
+        done, self._handed_in = self._handed_in, None
+        method = self._replica.method
+        if done is None or not isinstance(method, Overtime):
+            return self._commands.get()
+        try:
+            return self._commands.get(timeout=self._place.rules.deadline_floor_ms / 1000)
+        except queue.Empty:
+            method.overtime(replace(done, expired=self._is_wanted))
+            self._overtime_end_s = time.monotonic()
+            return self._commands.get()
+
+    def _is_wanted(self) -> bool:
+        return not self._commands.empty() or self._stop.is_set() or self._urgent.is_set()
 
     def _perform(self, command: _Command) -> bool:
         match command:
@@ -218,7 +238,9 @@ class TrainingWorker:
             return
         state = self._replica.digest()
         # Measuring the held-out loss is part of the window, or this peer would be late by it.
-        end_s = time.monotonic() + self._place.rules.window_ms / 1000
+        left_ms = max(0, self._place.rules.window_ms - task.late_ms)
+        overran_s = max(0.0, self._overtime_end_s - self._asked_s)  # so much of it is over
+        end_s = time.monotonic() + left_ms / 1000 - overran_s
         heldout = self._trainer.heldout() if task.heldout else None
         context = RoundContext(
             self._place.run,
@@ -239,6 +261,7 @@ class TrainingWorker:
         if done.attachment:
             attached = self._attachments.add(task.round, done.attachment)
         self._reports.post(WorkDone(*place, state, done.payload, *scalars, root, attached))
+        self._handed_in = context
 
     def _give_back(self, task: GiveBack) -> None:
         data = b"" if task.attached is None else self._attachments.read(task.attached)

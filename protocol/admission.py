@@ -73,7 +73,10 @@ class Admissions:
             return
         if self._catchup.is_level and self._is_ready():
             self._asked_to_join_ms = core.now
-            core.send(self._some_members(), Join(core.cards[core.me], self._token))
+            # The ledger remembers alumni for longer than an invite lasts; it knows nothing of who
+            # joined on a branch that was given up.
+            token = None if core.me in core.head.roster.alumni else self._token
+            core.send(self._some_members(), Join(core.cards[core.me], token))
 
     def _some_members(self) -> list[PeerId]:
         core = self._core

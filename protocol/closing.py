@@ -8,8 +8,9 @@ accepted it: one Paxos decree a round, whose ballot 0 belongs to the closer.
 """
 
 from collections import deque
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
+from statistics import median_low
 from typing import Final
 
 from protocol.attachments import Attachments
@@ -85,7 +86,7 @@ class _Lead:
 @dataclass(slots=True)
 class _Round:
     mark: Mark
-    opened_ms: Millis
+    opened_ms: Millis  # for the others, should we have come to it late
     deadline_ms: Millis  # on our clock
     # Members that were down or only just let in when it opened: they cannot have worked a whole
     # window, so nobody waits for them. What they send in time is listed all the same.
@@ -140,6 +141,9 @@ class Closing:
         self._sealed: Entry | None = None  # our own seal for the open round
         self.stopping = False
         self.last: Entry | None = None  # the newest entry of the chain, to hand to who asks
+        self._due_ms: int = core.now  # when, by the times that entries state, the round opened
+        self._came_ms: int = core.now  # when we came to it
+        self._silence_ms = 0  # before that
         self._round = self._new_round()
 
     # Opening
@@ -150,16 +154,35 @@ class Closing:
         deadline = core.now + deadline_after_ms(arrivals, core.rules)
         new = {peer for peer, first in core.head.roster.newcomers if first == core.head.round}
         excused = frozenset(core.membership.down() | new)
-        return _Round(core.head, core.now, Millis(deadline), excused)
+        return _Round(core.head, self._opening_ms(), Millis(deadline), excused)
 
-    def restore(self, vote: Vote, mine: Contribute | None) -> None:
-        """After a start: what we promised, sealed and contributed in the open round before the
-        process ended.
+    def _opening_ms(self) -> Millis:
+        """When the round opened for the others. Who was stopped or cut off for a while hears of it
+        late: at most by as long as nothing was heard, because an entry's times are one peer's word.
         """
+        core, granted = self._core, self._core.rules.deadline_floor_ms
+        if core.now - self._came_ms > granted:  # else the silence before an entry is the next one's
+            self._silence_ms = 0
+        self._silence_ms = max(self._silence_ms, core.membership.take_silence())
+        self._came_ms = core.now
+        late = min(core.now - self._due_ms, self._silence_ms)
+        self._due_ms = core.now - (late if late > granted else 0)
+        return Millis(self._due_ms)
+
+    def restore(self, vote: Vote, mine: Contribute | None, took: tuple[int, ...]) -> None:
+        """After a start: what we promised, sealed and contributed in the open round before the
+        process ended; and how long the rounds before it took, or we would wait for the ceiling.
+        """
+        self._remember(took)
+        self._round = self._new_round()
         self._round.promised, self._round.accepted = vote.promised, vote.accepted
         self._keep_up(vote.promised)
         self._sealed = vote.sealed
         self._round.mine = mine
+
+    def _remember(self, took: Iterable[int]) -> None:
+        most = self._core.rules.window_ms + self._core.rules.deadline_ceiling_ms
+        self._took.extend(min(ms, most) for ms in took)
 
     def returned(self, round: int) -> None:
         self._returned.append(round)
@@ -181,10 +204,10 @@ class Closing:
             self._contribute()
         elif not self.stopping:
             self._carried = len(self._returned)
+            late_ms = core.now - self._round.opened_ms
+            head = core.head
             core.out.append(
-                StartWork(
-                    core.head.round, core.head.hash, core.head.roster.members, self._measures()
-                )
+                StartWork(head.round, head.hash, head.roster.members, self._measures(), late_ms)
             )
         self.advance()
 
@@ -441,6 +464,8 @@ class Closing:
         round.tried_ballot = ballot
         core.note("debug", "closing", round=core.head.round, ballot=ballot, reason=reason)
         patience = self._turn(ballot + 1) - self._turn(ballot)
+        if core.rules.quorum is Quorum.ANY:
+            patience = patience * 3 // 4  # the next one's clock may be ahead of ours
         round.lead = _Lead(ballot, core.now + patience)
         if ballot == 0:
             self._propose(round.lead, self._sealed or self._build())
@@ -507,8 +532,8 @@ class Closing:
         if core.rules.quorum is Quorum.MAJORITY:
             enough = len(lead.promises) + 1 >= core.head.roster.majority
         else:
-            everybody = all(peer in lead.promises for peer in core.membership.others_up())
-            enough = everybody or out_of_time
+            unheard = set(core.membership.others_up()) - lead.promises.keys()
+            enough = out_of_time or unheard <= core.membership.down()
         if not enough:
             if out_of_time:
                 round.lead = None
@@ -713,8 +738,9 @@ class Closing:
         """An entry joined the chain: what to write down, and our own work if it was not listed."""
         core, round = self._core, self._round
         self.last = entry
-        most = core.rules.window_ms + core.rules.deadline_ceiling_ms
-        self._took.append(min(entry.body.took_ms, most))
+        self._remember([entry.body.took_ms])
+        # A closer that only just started states too little.
+        self._due_ms += max(self._took[-1], median_low(self._took))
         # Old votes bind nobody once the round is closed; the last few stay for those who ask late.
         stale = round_key(max(0, entry.round - 2))
         writes = [Write("votes", stale + kind, None) for kind in (b"p", b"a", b"s")]
@@ -732,5 +758,6 @@ class Closing:
         """The chain switched: what we contributed from `fork_round` on is given back, and will be
         carried.
         """
+        self._due_ms = self._core.now  # nothing tells when the others opened theirs
         first = max(fork_round, old_round - OUTBOX_ROUNDS)
         self._returned += range(first, old_round + 1)

@@ -194,6 +194,7 @@ class StartWork:
     parent: Hash
     seats: tuple[PeerId, ...]
     heldout: bool  # measure the held-out loss too
+    late_ms: int = 0  # others began so much earlier: the window is shorter by it
 
 
 @dataclass(frozen=True, slots=True)

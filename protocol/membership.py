@@ -88,6 +88,8 @@ class Membership:
         self._probe: _Probe | None = None
         self._relays: dict[int, _Relay] = {}
         self._heard_ms: dict[PeerId, Millis] = {}
+        self._last_heard_ms = now  # of anybody
+        self._silence_ms = 0  # the longest time without a word from anybody
         self._sequence = dice.word()
         self._awareness = 0
         self._next_ms: int = now + dice.below(rules.ping_interval_ms)
@@ -181,8 +183,15 @@ class Membership:
         """Any authenticated message shows that its sender is up."""
         if peer in self._roster:
             self._heard_ms[peer] = now
+            self._silence_ms = max(self._silence_ms, now - self._last_heard_ms)
+            self._last_heard_ms = now
         if self._probe is not None and self._probe.target == peer:
             self._answered(self._probe)
+
+    def take_silence(self) -> int:
+        """The longest time without a word from anybody, since this was asked before."""
+        silence, self._silence_ms = self._silence_ms, 0
+        return silence
 
     def call_roll(self) -> Iterator[Outgoing]:
         """Ask everybody who is up for a sign of life."""

@@ -114,6 +114,7 @@ class Saved:
     mine: Contribute | None = None  # our contribution to the open round, sent or about to be
     returned: tuple[GiveBack, ...] = ()  # our own work that no entry on the chain lists
     attachments: tuple[Hash, ...] = ()  # on disk
+    took: tuple[int, ...] = ()  # ms, by the newest entries, oldest first
 
 
 class Peer:
@@ -315,12 +316,10 @@ class Peer:
             self._closing.returned(work.round)
         for root in self._saved.attachments:
             self._attachments.hold(root)
-        self._closing.restore(self._saved.vote or Vote(), self._saved.mine)
+        self._closing.restore(self._saved.vote or Vote(), self._saved.mine, self._saved.took)
         self._saved = Saved()
-        if not core.is_member:
-            self._admissions.start(event.token, event.sponsor)
-        else:
-            self._admissions.start(None, None)
+        self._admissions.start(event.token, event.sponsor)
+        if core.is_member:
             self._announce()
         self._closing.open()
 

@@ -14,6 +14,7 @@ from protocol.ledger import Mark, decode_mark, round_key
 from protocol.messages import Contribute, Locator
 from protocol.peer import Saved
 from protocol.roster import Roster
+from protocol.rounds import ARRIVALS_MIN
 from protocol.rules import Rules
 from protocol.snapshots import SnapshotAt, established, naming_rounds
 
@@ -32,6 +33,7 @@ TABLES: Final = (
 _ROSTER_IN_MARK: Final = slice(40, 72)
 _REPLY_BYTES: Final = 1 << 20
 _REPLY_ENTRIES: Final = 256
+_TOOK_ROUNDS: Final = 2 * ARRIVALS_MIN
 _SNAPSHOT_PERIODS: Final = 8  # nobody keeps older ones
 
 
@@ -108,7 +110,15 @@ def restore(disk: Reader, genesis: Mark) -> Saved:
         mine,
         tuple(work for work in unlisted(disk) if mine is None or work.round != head.round),
         tuple(Hash(root) for root, _ in disk.scan("attachments")),
+        tuple(_took(disk, head)),
     )
+
+
+def _took(disk: Reader, head: Mark) -> Iterator[int]:
+    for round in range(max(0, head.round - _TOOK_ROUNDS), head.round):
+        entry = entry_at(disk, round)
+        if entry is not None:
+            yield entry.body.took_ms
 
 
 def _vote(disk: Reader, head: Mark) -> Vote:

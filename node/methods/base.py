@@ -7,7 +7,7 @@ on every peer.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -45,6 +45,17 @@ class WorkResult:
     payload: bytes
     loss: float | None  # mean training loss seen while working; None when it was not measured
     attachment: bytes = b""
+
+
+@runtime_checkable
+class Overtime(Protocol):
+    """Of a method that can carry late work."""
+
+    def overtime(self, round: RoundContext) -> None:
+        """The round's work was handed in and the round is overdue: go on until `round.expired()`.
+        What comes of it is offered with the next round's.
+        """
+        ...
 
 
 class Method(Protocol):

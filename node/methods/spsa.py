@@ -135,6 +135,17 @@ class Spsa:
         self._backlog.offer(round.round, payload, offered)
         return WorkResult(payload, sum(losses) / len(losses) if losses else None)
 
+    def overtime(self, round: RoundContext) -> None:
+        """More probes of an overdue round, for the next one to carry."""
+        if self.config.probes is not None:
+            return
+        chooser = self._weights.chooser()
+        index = self._backlog.first_index(round.round, 1)
+        while index < self.config.probes_max and not round.expired():
+            measured, _ = self._measure(round, index, chooser)
+            self._backlog.wait((round.round, index), measured)
+            index += 1
+
     def _measure(
         self, round: RoundContext, index: int, chooser: Chooser | None
     ) -> tuple[Measured, float]:

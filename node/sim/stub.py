@@ -154,7 +154,7 @@ class StubWorker:
         attached = self._attach(task.round, payload)
         done = WorkDone(task.round, task.parent, self.state, payload, 1.0, None, named, attached)
         self.made += new
-        self._later(self._work_ms(), done)
+        self._later(max(0.0, self._work_ms() - task.late_ms), done)
 
     def _attach(self, round: int, payload: bytes) -> Attachment | None:
         size = self._payloads.attached_bytes

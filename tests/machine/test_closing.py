@@ -238,6 +238,18 @@ def test_a_deputy_asks_first_and_then_closes_itself() -> None:
     assert door.mark.round == 1
 
 
+def test_a_deputy_does_not_wait_for_the_promise_of_a_suspect() -> None:
+    """P4: whoever is up has promised."""
+    door = Door(SECOND, P)
+    door.work()
+    door.hear(THIRD, Ping(1, HEAD, (Rumor(FIRST, Health.SUSPECT, 0),)))
+    door.hear(THIRD, contribution(START, THIRD))
+    assert door.sent(Prepare)
+    assert not door.of(Apply)
+    door.hear(THIRD, Promise(0, TIP, 1, 0, None))
+    assert len(door.of(Apply)) == 1
+
+
 def test_a_proposal_does_not_depend_on_who_made_no_promise() -> None:
     """P4: the dead may stand anywhere in the tree, and nobody knows yet that they are."""
     order = ranking(RUN, 0, Roster(ids(7)))
@@ -299,6 +311,47 @@ def test_another_branch_is_answered_with_our_head() -> None:
     door = Door(THIRD, P)
     door.hear(SECOND, Prepare(0, b"elsewher", 1))
     assert door.sent(Sync)
+
+
+def closed_at(door: Door, ms: int, took_ms: int = 1_200) -> int:
+    """An entry arrives; how late is the next round's work?"""
+    after(door, ms)
+    door.hear(FIRST, Closed(entry(door.mark, FIRST, took_ms=took_ms)))
+    (work,) = door.of(StartWork)
+    return work.late_ms
+
+
+def test_who_was_stopped_works_for_what_is_left_of_the_window() -> None:
+    """P4: several entries waited meanwhile; each tells how long its round took."""
+    door = Door(THIRD, P)
+    assert closed_at(door, 1_200) == 0
+    door.now = 5_000  # no tick in between
+    assert closed_at(door, 5_000) == 5_000 - 2_400
+    assert closed_at(door, 5_000) == 5_000 - 3_600
+    assert closed_at(door, 5_000) == 0, "late by no more than is granted to all"
+    assert closed_at(door, 6_200) == 0
+
+
+def test_nobody_is_late_for_good() -> None:
+    """P4: all of a swarm's machines stood still, or a clock leapt: one round is short, not all."""
+    door = Door(THIRD, P)
+    assert closed_at(door, 1_200) == 0
+    door.now = 3_600_000
+    assert closed_at(door, 3_600_000) > RULES.window_ms
+    for ms in range(3_600_000, 3_601_200, 200):
+        after(door, ms)
+        door.hear(SECOND, Ping(1, HEAD, ()))
+    assert closed_at(door, 3_601_200) == 0
+
+
+def test_nobody_else_can_make_us_late() -> None:
+    """P6: a closer that claims that its round took no time at all shortens nobody's work."""
+    door = Door(THIRD, P)
+    assert closed_at(door, 1_200) == 0
+    for ms in range(1_400, 4_000, 200):
+        after(door, ms)
+        door.hear(SECOND, Ping(1, HEAD, ()))
+    assert closed_at(door, 4_000, took_ms=0) == 0
 
 
 def test_the_last_one_left_goes_on() -> None:

@@ -77,6 +77,33 @@ def run_round(
     return listed
 
 
+def test_work_beyond_the_window_rides_along_with_the_next_round(
+    make_setup: MakeSetup, make_round: MakeRound
+) -> None:
+    """P3: three more probes while round 4 is overdue; round 5 carries them, once."""
+    config = CONFIG.model_copy(update={"probes": None})
+    method = Spsa(config, make_setup())
+    context = make_round(4, 0)
+    payload = method.work(context).payload
+    expired = iter([False, False, False, True])
+    method.overtime(dataclasses.replace(context, expired=lambda: next(expired)))
+    method.merge(context, [Contribution(context.peer, payload)])
+    carried = decode(method.work(make_round(5, 0)).payload)
+    assert [(p.age, p.index) for p in carried] == [(0, 0), (1, 1), (1, 2), (1, 3)]
+    again = decode(method.work(make_round(6, 0)).payload)
+    assert [(p.age, p.index) for p in again] == [(0, 0)]
+
+
+def test_a_fixed_number_of_probes_is_not_exceeded(
+    make_setup: MakeSetup, make_round: MakeRound
+) -> None:
+    for limit in ({"probes": 2}, {"probes": None, "probes_max": 1}):
+        method = Spsa(CONFIG.model_copy(update=limit), make_setup())
+        method.work(make_round(4, 0))
+        method.overtime(dataclasses.replace(make_round(4, 0), expired=lambda: False))
+        assert all(p.age == 0 for p in decode(method.work(make_round(5, 0)).payload))
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_peer_that_replays_the_ledger_has_the_same_bits(
     dtype: str, make_setup: MakeSetup, make_round: MakeRound

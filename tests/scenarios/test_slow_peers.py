@@ -12,6 +12,7 @@ from node.sim.stub import Payloads
 from node.sim.world import World
 from protocol.entries import Cause, Entry
 from protocol.restore import entry_at
+from protocol.rounds import ranking, turn_ms
 from protocol.rules import Quorum, Rules
 from tests.scenarios.telling import (
     assert_all_well,
@@ -150,3 +151,75 @@ def test_a_stop_of_ten_seconds_kills_nobody(peers: int, quorum: Quorum) -> None:
     assert [gone for gone in departures if gone.cause is Cause.DEAD] == []
     assert roster_of(world, "p0") == set(world.peers)
     assert world.counts["departed"] == 0
+
+
+@BOTH
+@pytest.mark.parametrize("ms", [4_000, 6_000])
+def test_who_wakes_up_within_a_round_keeps_nobody_waiting(ms: int, quorum: Quorum) -> None:
+    """P4: p5 is stopped in the middle of one round and woken in the next, which then has waited for
+    nobody and lists p5 too: it worked for what was left of the window.
+    """
+    world = swarm(HOME, quorum)
+    slow = world.peers["p5"]
+    world.run_for(MINUTE)
+    start = head(world)
+    assert world.run_until(lambda: head(world) > start, MINUTE)
+    while closer_of_open_round(world) is slow:
+        world.run_for(1_000)
+    stopped_in = head(world)
+    world.run_for(2_500)
+    assert head(world) == stopped_in
+    world.pause(slow, ms)
+    world.run_for(MINUTE)
+    rules, woken = world.rules, entries(world)[stopped_in + 1]
+    assert woken.body.took_ms < rules.window_ms + rules.deadline_floor_ms // 2
+    assert len(woken.body.lines) == len(world.peers)
+    assert_all_well(world)
+
+
+@BOTH
+def test_a_closer_that_just_started_knows_how_long_rounds_take(quorum: Quorum) -> None:
+    """P4: the closer of the next round but one is killed and started again. In its round a member
+    dies just after it gave a sign of life: it is waited for as briefly as ever.
+    """
+    world = swarm(HOME, quorum)
+    world.run_for(MINUTE)
+    start = head(world)
+    assert world.run_until(lambda: head(world) > start, MINUTE)
+    mark = world.peers["p0"].peer.ledger.head
+    closer, victim = ranking(world.run, mark.round + 2, mark.roster)[:2]
+    world.crash(world.by_id[closer])
+    world.start(world.by_id[closer])
+    while head(world) < mark.round + 2:
+        world.run_for(20)
+    world.run_for(4_600)
+    world.crash(world.by_id[victim])
+    world.run_for(world.rules.window_ms)
+    rules, closed = world.rules, entries(world)[mark.round + 2]
+    assert closed.body.closer == mark.roster.seat(closer)
+    assert closed.body.took_ms <= rules.window_ms + 2 * rules.deadline_floor_ms
+
+
+@pytest.mark.parametrize("died_ms", [2_000, 4_600])
+def test_a_deputy_waits_for_no_promise_of_the_dead(died_ms: int) -> None:
+    """P4: the closer dies, early enough to be a suspect when the round is over, or too late.
+
+    1. Early: its first deputy closes as soon as the living are in.
+    2. Late: its first deputy takes its turn, and closes before the second has to.
+    """
+    world = swarm(HOME, Quorum.ANY)
+    world.run_for(MINUTE)
+    start = head(world)
+    while head(world) == start:
+        world.run_for(20)
+    world.run_for(died_ms)
+    rules, mark = world.rules, world.peers["p0"].peer.ledger.head
+    closer, deputy, *_ = ranking(world.run, mark.round, mark.roster)
+    world.crash(world.by_id[closer])
+    world.run_for(MINUTE // 2)
+    closed = entry_at(world.by_id[deputy].disk, mark.round)
+    assert closed is not None
+    assert closed.body.closer == mark.roster.seat(deputy)
+    deadline_ms = rules.window_ms + rules.deadline_floor_ms
+    most_ms = deadline_ms if died_ms == 2_000 else turn_ms(2, deadline_ms, rules)
+    assert closed.body.took_ms < most_ms

@@ -23,7 +23,7 @@ from tests.machine.making import RUN, entry, genesis, ids, judge
 
 (ME,) = ids(1)
 ROUNDS = 60
-RULES = Rules(snapshot_every=1_000, window_ms=1)
+RULES = Rules(snapshot_every=1_000, window_ms=3_600_000, deadline_floor_ms=50)
 
 
 class Counting:
@@ -33,6 +33,8 @@ class Counting:
         self.count = torch.zeros(1, dtype=torch.int64)
         self.gate = threading.Semaphore(0)
         self.waits = threading.Event()
+        self.had_time = False
+        self.went_on = threading.Event()
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
         self.waits.set()
@@ -40,7 +42,13 @@ class Counting:
         self.count += 1
 
     def work(self, round: RoundContext) -> WorkResult:
+        self.had_time = not round.expired()
         return WorkResult(b"8 bytes!", None)
+
+    def overtime(self, round: RoundContext) -> None:
+        self.went_on.set()
+        while not round.expired():
+            pass
 
     def state_digest(self, key: int) -> int:
         return int(self.count)
@@ -108,6 +116,9 @@ class Bench:
         for _ in range(merges):
             self.method.gate.release()
 
+    def of(self, kind: type[Event]) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
     def wait_for(self, kind: type[Event]) -> Event:
         with self.told:
             found = self.told.wait_for(
@@ -164,3 +175,51 @@ def test_work_that_waited_for_a_snapshot_is_done(bench: Bench) -> None:
     done = bench.wait_for(WorkDone)
     assert isinstance(done, WorkDone)
     assert (done.round, done.parent, done.state) == (ROUNDS, Hash(head.hash), ROUNDS)
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
+@pytest.mark.parametrize("late_ms", [0, RULES.window_ms])
+def test_who_comes_late_to_a_round_has_less_time(bench: Bench, late_ms: int) -> None:
+    """P4: the others are not kept waiting."""
+    bench.let_through(ROUNDS)
+    bench.rebuild()
+    head = bench.marks[-1]
+    bench.worker.start_work(StartWork(head.round, head.hash, (PeerId(ME),), False, late_ms))
+    bench.wait_for(WorkDone)
+    assert bench.method.had_time == (late_ms == 0)
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
+def test_an_overdue_round_leaves_nobody_idle(bench: Bench) -> None:
+    """What is asked for meanwhile is done at once."""
+    bench.let_through(ROUNDS)
+    bench.rebuild()
+    head = bench.marks[-1]
+    bench.worker.start_work(StartWork(head.round, head.hash, (PeerId(ME),), heldout=False))
+    assert bench.method.went_on.wait(60)
+    bench.events.clear()
+    bench.rebuild()
+    bench.wait_for(Applied)
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
+def test_overtime_is_not_added_to_the_next_window(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P4: a probe that began before the next round opened ends when that window is over."""
+    clock = [1_000.0]
+    monkeypatch.setattr("node.worker.time.monotonic", lambda: clock[0])
+    bench.let_through(ROUNDS)
+    bench.rebuild()
+    head = bench.marks[-1]
+    task = StartWork(head.round, head.hash, (PeerId(ME),), heldout=False)
+
+    def probe(round: RoundContext) -> None:
+        bench.worker.start_work(task)
+        clock[0] += RULES.window_ms / 1000
+
+    monkeypatch.setattr(bench.method, "overtime", probe)
+    bench.worker.start_work(task)
+    with bench.told:
+        assert bench.told.wait_for(lambda: len(bench.of(WorkDone)) == 2, 60)
+    assert not bench.method.had_time

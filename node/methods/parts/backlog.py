@@ -70,6 +70,10 @@ class Backlog:
         """
         self._waiting.update(self._offers.get((round, _tag(payload)), {}))
 
+    def wait(self, place: Place, probe: Measured) -> None:
+        """Keep for a later round what was offered to none."""
+        self._waiting[place] = probe
+
     def committed(self, places: Iterable[Place]) -> None:
         """A round holds these."""
         for place in places:
