@@ -19,6 +19,7 @@ from node.donor import Donor
 from node.driver import Driver, NodeWatcher, ObservedWorker, TransportPort, now_ms
 from node.errors import ConfigError, UserError
 from node.front import Front, advertised, check, port_map
+from node.methods.registry import weigher
 from node.metrics import Endpoint, Metrics
 from node.offline import keep_settings
 from node.perform import Shell
@@ -29,7 +30,7 @@ from node.status import InviteError, Running, Status
 from node.store import Store
 from node.telemetry import EventLog
 from node.transport_zmq import Inbound, ZmqTransport
-from node.worker import Place, Reports, TrainingWorker
+from node.worker import Place, Reports, Trainer, TrainingWorker
 from protocol.codec import encode
 from protocol.entries import Card
 from protocol.events import MoveAsked, Started, StopAsked
@@ -233,8 +234,7 @@ class Node:
 
     def _put_together(self, base: _Base) -> _Parts:
         plan, transport, post = self._plan, base.transport, self._driver.post
-        trainer = self._open(base.kept).trainer(base.kept.run, base.kept.manifest.method)
-        weigh = trainer.method.weigh
+        weigh = weigher(base.kept.manifest.method)
         peer = self._make_peer(base, weigh)
         stats = Stats(weigh, Metrics())
 
@@ -245,12 +245,26 @@ class Node:
         snapshots = Snapshots(plan.home, base.store, base.rules.snapshot_every)
         reports = self._reports(stats, watcher, send)
         place = Place(base.kept.run, base.identity.peer, base.founders, base.rules)
-        worker = TrainingWorker(trainer, place, base.store, snapshots, reports)
+        worker = TrainingWorker(self._trainer(base, peer), place, base.store, snapshots, reports)
         donor = Donor(snapshots, send, post, self._driver.fail, plan.node.upload_mbit * 125_000)
         prober = NodeProber(post, identity_keys(base.store.identity()))
         observed = ObservedWorker(worker, stats, base.log)
         shell = Shell(peer, TransportPort(transport), base.store, observed, donor, watcher, prober)
         return _Parts(peer, stats, watcher, snapshots, worker, donor, prober, shell)
+
+    def _trainer(self, base: _Base, peer: Peer) -> Callable[[], Trainer]:
+        """Others wait for the work of a member that is up, so it loads first. A newcomer reads the
+        ledger and fetches the state meanwhile.
+        """
+        kept = base.kept
+
+        def make() -> Trainer:
+            return self._open(kept).trainer(kept.run, kept.manifest.method)
+
+        if not peer.is_member:
+            return make
+        made = make()
+        return lambda: made
 
     def _make_peer(self, base: _Base, weigh: Callable[[bytes], int]) -> Peer:
         run = base.kept.run

@@ -154,7 +154,7 @@ class Peer:
         self._states: dict[tuple[int, Hash], int] = {}  # our state digests
         self._claims: dict[tuple[int, Hash], Entry] = {}  # say what they should be
         self._seats: dict[tuple[int, Hash], tuple[PeerId, ...]] = {}  # of the same rounds
-        self._applied_round = -1  # where the replicated state stood last
+        self._applied_round: int | None = None  # where the replicated state stood last
         self._stop_at_ms: Millis | None = None
         self._started = self._halted = False
         self.story: deque[str] = deque(maxlen=_STORY_LENGTH)
@@ -614,8 +614,8 @@ class Peer:
 
     def _is_ready(self) -> bool:
         """Does the state keep up with the chain, so that we would be of use as a member?"""
-        core = self._core
-        if core.head.round - self._applied_round <= _READY_ROUNDS:
+        core, stands = self._core, self._applied_round
+        if stands is not None and core.head.round - stands <= _READY_ROUNDS:
             return True
         return self._recovery.is_nearly_done(core.rules.window_ms)
 

@@ -1,8 +1,9 @@
 """Bringing a state that is far behind to the head: entry by entry, or from a snapshot?
 
-Whatever this machine and this link do faster. Replaying begins at once and is measured; if it will
-take long, a snapshot is asked for beside it and that is measured too; then the slower way is given
-up, and a person is told which, and why.
+Whatever this machine and this link do faster. Replaying begins as soon as the model is loaded, and
+is measured; if it will take long, or nobody can tell yet and there are many rounds, a snapshot is
+asked for beside it and that is measured too; then the slower way is given up, and a person is told
+which, and why.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from protocol.snapshots import SnapshotAt
 from protocol.transfers import Transfers
 
 TRIVIAL_MS: Final = 3_000  # a replay that takes less is not worth anybody's uplink
+_FAR_ROUNDS: Final = 32  # so many are not waited for until one of them was measured
 _STUCK_MS: Final = 30_000
 _TELL_MS: Final = 2_000
 _REFUSED_MAX: Final = 16
@@ -50,8 +52,12 @@ def choose(
     return Choice(False, f"{replay}; {fetch}")
 
 
-def _pays(choice: Choice | None) -> bool:
-    return choice is not None and choice.by_snapshot
+def _is_long(behind: Behind) -> bool:
+    """Is the replay worth somebody's uplink, as far as is known?"""
+    rounds = behind.target - behind.round
+    if behind.ms_per_round is None:
+        return rounds >= _FAR_ROUNDS
+    return rounds * behind.ms_per_round >= TRIVIAL_MS
 
 
 class Recovery:
@@ -75,6 +81,8 @@ class Recovery:
     def caught_up(self) -> None:
         """The state is at the head."""
         self._done_ms = None
+        if self._wanted is not None and not self._is_held:
+            self._give_up("the replay is past it")
 
     def _estimate(self) -> None:
         """How long the rest of the snapshot and the rounds after it will take, as measured."""
@@ -108,6 +116,8 @@ class Recovery:
         rate, missing = self._fetch.per_ms(self._core.now), self._fetch.missing_bytes
         if event.round >= self._wanted.round:
             self._give_up("the replay is past it")
+        elif not _is_long(event):
+            self._give_up("replaying takes no time")
         elif rate is not None and missing is not None:
             self._behind = event
             choice = choose(event, self._wanted, missing, rate)
@@ -115,13 +125,12 @@ class Recovery:
                 self._follow(choice)
 
     def _consider(self, event: Behind) -> None:
-        if event.ms_per_round is None:
-            return
-        if (event.target - event.round) * event.ms_per_round < TRIVIAL_MS:
+        if not _is_long(event):
             return
         for snapshot in event.snapshots:
             if snapshot.root not in self._refused and snapshot.round > event.round:
-                if self._last is not None and not _pays(choose(event, snapshot, *self._last)):
+                choice = None if self._last is None else choose(event, snapshot, *self._last)
+                if choice is not None and not choice.by_snapshot:
                     continue
                 self._wanted = snapshot
                 self._told_ms = self._core.now

@@ -72,7 +72,7 @@ class Bench:
             self._post, lambda to, message: None, lambda note: None, _fail,
             lambda what, done, total: None, lambda seconds: None,
         )  # fmt: skip
-        self.worker = TrainingWorker(trainer, place, self.store, self.snapshots, reports)
+        self.worker = TrainingWorker(lambda: trainer, place, self.store, self.snapshots, reports)
         self.snapshot = self._fetched(snapshot_round)
 
     def _write_chain(self) -> list[Mark]:
