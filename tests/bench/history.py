@@ -95,7 +95,10 @@ class History:
             if leaving and key is not self.keys[0]
         )
         closer = mark.round % len(seats)
-        body = Body(mark.round, mark.hash, closer, 100, state, tuple(lines), admissions, departures)
+        took_ms = self.rules.window_ms + self.rules.deadline_floor_ms // 2
+        body = Body(
+            mark.round, mark.hash, closer, took_ms, state, tuple(lines), admissions, departures
+        )
         raw = encode_body(body)
         seal = seats[closer].sign(seal_bytes(self.run, body.round, body.parent, entry_hash(raw)))
         entry = Entry(body, raw, seal, tuple(signed))

@@ -208,7 +208,7 @@ def write_run(folder: Path, megabytes: int) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mb", type=int, default=500, choices=[20, 100, 500])
+    parser.add_argument("--mb", type=int, default=500, choices=[20, 100, 200, 500])
     parser.add_argument("--rate", type=float, default=100.0, help="Mbit/s")
     parser.add_argument("--delay", type=float, default=50.0, help="ms, one way")
     parser.add_argument("--donors", type=int, default=4)
