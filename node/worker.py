@@ -231,7 +231,7 @@ class TrainingWorker:
             trainer.method, trainer.initial_state, place.run, place.me, place.founders
         )
         self._keeper = StateKeeper(
-            self._replica, self._snapshots, reports.post, reports.send, reports.failed
+            self._replica, self._snapshots, reports.post, reports.send, reports.note, reports.failed
         )
         self._keeper.start()
         self._is_ready.set()

@@ -114,7 +114,12 @@ class History:
 
     def take_snapshot(self) -> None:
         keeper = StateKeeper(
-            self.replica, self.snapshots, lambda event: None, lambda to, message: None, _raise
+            self.replica,
+            self.snapshots,
+            lambda event: None,
+            lambda to, message: None,
+            lambda note: None,
+            _raise,
         )
         keeper.take_snapshot()
         keeper.start()

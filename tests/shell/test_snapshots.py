@@ -16,11 +16,11 @@ from node.donor import Cap, Donor
 from node.guard import StateGuard
 from node.keeper import StateKeeper
 from node.snapshots import Record, SnapshotReader, Snapshots
-from node.store import Store
+from node.store import Store, StoreFull
 from node.stream import StateStream
 from protocol.blobs import chunk_count, chunk_id, pages_of
 from protocol.codec import CHUNK_BYTES
-from protocol.events import BlobOpened, ChecksTaken, Event, OpenBlob, ServeMend, ServePieces
+from protocol.events import BlobOpened, ChecksTaken, Event, Note, OpenBlob, ServeMend, ServePieces
 from protocol.ids import Hash, PeerId
 from protocol.ledger import Write
 from protocol.messages import BlobOffer, Level, Mend, Message, Piece, PieceRefused
@@ -72,6 +72,7 @@ class Shelf:
         self.replica = replica or Replica(tensors())
         self.posted: list[Event] = []
         self.sent: list[tuple[PeerId, Message]] = []
+        self.notes: list[Note] = []
 
     def keeper(self) -> StateKeeper:
         return StateKeeper(
@@ -79,6 +80,7 @@ class Shelf:
             self.snapshots,
             self.posted.append,
             lambda to, message: self.sent.append((to, message)),
+            self.notes.append,
             _fail,
         )
 
@@ -188,6 +190,28 @@ def test_a_merge_in_the_middle_of_writing(shelf: Shelf) -> None:
     shelf.replica.merge()
     rest = [keeper._next_chunk(taking, number) for number in range(1, taking.stream.chunks)]
     assert [first, *rest] == expected
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), StoreFull("no room left")])
+def test_a_snapshot_that_cannot_be_written_is_told(
+    shelf: Shelf, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P7; and the next one is tried all the same."""
+
+    def add(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shelf.snapshots, "add", add)
+        keeper = shelf.keeper()
+        assert keeper.take_snapshot()
+        keeper.start()
+        keeper.close(30.0)
+    (note,) = shelf.notes
+    assert (note.level, note.event) == ("warning", "snapshot-failed")
+    assert note.fields == {"round": shelf.replica.round, "error": str(error)}
+    assert not any((shelf.home / "snapshots").iterdir())
+    assert shelf.take().round == shelf.replica.round
 
 
 def test_two_newest_of_all_and_what_is_being_fetched_stay(shelf: Shelf) -> None:
