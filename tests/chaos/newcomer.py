@@ -44,7 +44,8 @@ MOST: Final = 1.3
 SLOWER_MOST: Final = 1.1
 EVERY: Final = 10
 WINDOW_S: Final = 5.0
-OLD_ROUNDS: Final = 86  # the snapshot of round 80 is named in round 85
+# The snapshot of round 80 is named in round 85, and 10 rounds old, the average, after some more.
+OLD_ROUNDS: Final = 84
 PROBES: Final = 16
 CALM_ROUNDS: Final = 6
 _WAIT_S: Final = 600.0
@@ -186,6 +187,7 @@ class Trial:
             "ratio_max": MOST,
             "rounds_slower": slower if not options.kill else None,
             "rounds_slower_max": SLOWER_MOST,
+            "first_round": seen.first_round,
             "rounds_s_calm": statistics.mean(calm) / 1000,
             "steps_s": _steps(events, seen.started_s),
             "cores": os.cpu_count(),
