@@ -143,7 +143,7 @@ class Peer:
         self._relaying = Relaying(self._core, relay_limits or RelayLimits())
         self._catchup = CatchUp(self._core, self._advance)
         self._transfers = Transfers(self._core)
-        self._recovery = Recovery(self._core, self._transfers)
+        self._recovery = Recovery(self._core, self._transfers, lambda: self._catchup.busy)
         self._mending = Mending(self._core)
         self._admissions = Admissions(self._core, self._catchup, self._is_ready)
         self._closing = Closing(

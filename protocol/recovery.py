@@ -6,6 +6,7 @@ asked for beside it and that is measured too; then the slower way is given up, a
 which, and why.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -61,10 +62,12 @@ def _is_long(behind: Behind) -> bool:
 
 
 class Recovery:
-    """`fail` is called when a snapshot that was waited for cannot be had."""
+    """`is_reading`: is more of the chain on its way? Then it may name newer snapshots, and nobody
+    has the old ones any more.
+    """
 
-    def __init__(self, core: Core, transfers: Transfers) -> None:
-        self._core, self._transfers = core, transfers
+    def __init__(self, core: Core, transfers: Transfers, is_reading: Callable[[], bool]) -> None:
+        self._core, self._transfers, self._is_reading = core, transfers, is_reading
         self._wanted: SnapshotAt | None = None
         self._fetch: Fetch | None = None
         self._is_held = False  # replaying was stopped for it
@@ -125,7 +128,8 @@ class Recovery:
                 self._follow(choice)
 
     def _consider(self, event: Behind) -> None:
-        if not _is_long(event):
+        is_old = event.target < self._core.head.round  # it was told before the newest entries came
+        if is_old or self._is_reading() or not _is_long(event):
             return
         for snapshot in event.snapshots:
             if snapshot.root not in self._refused and snapshot.round > event.round:

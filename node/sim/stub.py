@@ -126,6 +126,9 @@ class StubWorker:
         self._is_held = False
         self.restored: list[int] = []  # rounds of the snapshots that were loaded
         self.replay_ms_per_round: float | None = None  # what replaying is said to take
+        self.loads_ms = 0.0  # what loading model and data takes
+        self._is_loading = False
+        self._fetched: Restore | None = None  # meanwhile
         self._me, self._disk, self._chance = me, disk, chance
         self._commits, self._payloads = commits, commits.payloads
         self._work_ms, self._later = work_ms, later
@@ -136,7 +139,7 @@ class StubWorker:
         self._offered: tuple[bytes, ...] = ()  # in the newest payload
 
     def start_work(self, task: StartWork) -> None:
-        if self._lag or self._is_held:
+        if self._lag or self._is_held or self._is_loading:
             self._postponed = task  # the state is not there yet
             return
         self._postponed = None
@@ -173,6 +176,10 @@ class StubWorker:
             return
         if self._place is not None and task.entry.round < self._place[0]:
             return  # a snapshot was past it
+        if self._is_loading:
+            self._lag.append(task.entry)
+            self._tell_behind(0, None)
+            return
         if self.replay_ms_per_round is not None or self._lag:
             self._lag.append(task.entry)
             if len(self._lag) == 1:
@@ -190,11 +197,21 @@ class StubWorker:
         self._stand(entry.round + 1, entry.hash)
         ms = self.replay_ms_per_round or 0.0
         if self._lag:
-            target = self._lag[-1].round + 1
-            found = snapshots_on_chain(self._disk, self._founders, target, self._rules)
-            ahead = tuple(one for one in found if one.round > entry.round + 1)
-            self._later(0.0, Behind(entry.round + 1, target, ms, ahead))
+            self._tell_behind(entry.round + 1, ms)
             self._call_later(ms, self._replay_one)
+
+    def _tell_behind(self, round: int, ms_per_round: float | None) -> None:
+        target = self._lag[-1].round + 1
+        found = snapshots_on_chain(self._disk, self._founders, target, self._rules)
+        ahead = tuple(one for one in found if one.round > round)
+        self._later(0.0, Behind(round, target, ms_per_round, ahead))
+
+    def _loaded(self) -> None:
+        self._is_loading = False
+        if self._fetched is not None:
+            self.restore(self._fetched)
+        elif self._lag:
+            self._call_later(0.0, self._replay_one)
 
     def _stand(self, round: int, hash: Hash) -> None:
         self._place = (round, hash)
@@ -223,6 +240,9 @@ class StubWorker:
         self._is_held = True
 
     def restore(self, task: Restore) -> None:
+        if self._is_loading:
+            self._fetched = task
+            return
         self._is_held = False
         self._lag.clear()
         self.replay_ms_per_round = None
@@ -275,6 +295,11 @@ class StubWorker:
         self._lag.clear()
         self._place = None
         self.merged.clear()
+        if self.loads_ms:
+            self._is_loading = True
+            self._call_later(self.loads_ms, self._loaded)
+            self.loads_ms = 0.0
+            return
         for _, name in self._disk.scan("chain", round_key(0)):
             entry = entry_named(self._disk, Hash(name))
             assert entry is not None, "the chain names an entry that is not on disk"

@@ -23,7 +23,16 @@ from protocol.events import (
     Tick,
 )
 from protocol.ids import Hash, Millis, PeerId
-from protocol.messages import BlobOffer, BlobRequest, Level, Piece, PieceRefused, PieceRequest
+from protocol.messages import (
+    BlobOffer,
+    BlobRequest,
+    Head,
+    Level,
+    Piece,
+    PieceRefused,
+    PieceRequest,
+    Ping,
+)
 from protocol.recovery import choose
 from protocol.rules import Rules
 from protocol.snapshots import SnapshotAt, established, is_taken, named_in, naming_rounds
@@ -107,6 +116,16 @@ def test_many_rounds_are_not_waited_for_until_one_was_measured() -> None:
     wanted = newcomer.answer(50, each_ms=10)
     assert Restore(newcomer.snapshot) in wanted
     assert not newcomer.told("catching-up"), "nothing is said of a pace that nobody measured (P7)"
+
+
+def test_while_more_of_the_chain_is_known_of_no_snapshot_is_chosen() -> None:
+    """It would be an old one: members keep the newest only."""
+    newcomer = Newcomer()
+    newcomer.hear(ONE, Ping(1, Head(2_000, 2_000, bytes(8)), ()))
+    newcomer.behind(None)
+    assert not newcomer.sent(BlobRequest)
+    newcomer.behind(100.0)
+    assert not newcomer.sent(BlobRequest)
 
 
 def test_a_replay_that_turns_out_to_be_short_bothers_nobody() -> None:
