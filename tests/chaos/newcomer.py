@@ -44,6 +44,7 @@ MOST: Final = 1.3
 SLOWER_MOST: Final = 1.1
 EVERY: Final = 10
 WINDOW_S: Final = 5.0
+TOOK_MS: Final = 7_500  # a round here, with what is merged, hashed and waited for
 # The snapshot of round 80 is named in round 85, and 10 rounds old, the average, after some more.
 OLD_ROUNDS: Final = 84
 PROBES: Final = 16
@@ -97,7 +98,11 @@ class Trial:
             (f"tcp://{self.network.address(number)}:{PORT}",) for number in range(options.donors)
         ]
         history = History(
-            first, load_run_file(self.config), self.config.parent, [Identity(s) for s in seeds]
+            first,
+            load_run_file(self.config),
+            self.config.parent,
+            [Identity(s) for s in seeds],
+            TOOK_MS,
         )
         try:
             history.admit_all(addresses)
