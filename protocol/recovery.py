@@ -75,6 +75,7 @@ class Recovery:
         self._told_ms = 0
         self._last: tuple[int, float] | None = None  # size and rate of the last one fetched
         self._behind: Behind | None = None  # the last word on replaying, before it was stopped
+        self._is_measured = False  # is it known how long a round takes to replay?
         self._done_ms: float | None = None  # when the state will be at the head, as far as we know
 
     def is_nearly_done(self, within_ms: int) -> bool:
@@ -111,6 +112,7 @@ class Recovery:
         if self._is_held:
             return
         if event.ms_per_round is not None:
+            self._is_measured = True
             left_ms = (event.target - event.round) * event.ms_per_round
             self._done_ms = self._core.now + left_ms
         if self._wanted is None or self._fetch is None:
@@ -128,6 +130,8 @@ class Recovery:
                 self._follow(choice)
 
     def _consider(self, event: Behind) -> None:
+        if event.ms_per_round is None and self._is_measured:
+            return  # it will be measured again, soon
         is_old = event.target < self._core.head.round  # it was told before the newest entries came
         if is_old or self._is_reading() or not _is_long(event):
             return

@@ -105,6 +105,8 @@ def test_a_short_way_is_replayed_without_a_word() -> None:
     assert not newcomer.sent(BlobRequest)
     newcomer.on(Behind(930, 960, None, (newcomer.snapshot,)))
     assert not newcomer.sent(BlobRequest), "a few rounds are looked at first"
+    newcomer.behind(None)
+    assert not newcomer.sent(BlobRequest), "how long a round takes is known from before"
 
 
 def test_many_rounds_are_not_waited_for_until_one_was_measured() -> None:
