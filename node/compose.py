@@ -146,6 +146,8 @@ class Node:
             if kept is None:
                 assert plan.invite is not None
                 kept = self._join(store, plan.invite, identity, transport, front.addresses())
+            if self._workshop is None:
+                self._check_data(kept)
             settings = keep_settings(plan.node, plan.root)
             store.commit([Write("meta", b"settings", settings)])
             self._serve(_Base(store, log, identity, kept, transport, front))
@@ -190,15 +192,18 @@ class Node:
             transport.set_peer(contact.peer, contact.addresses)
         return bootstrap.accept(store, invite, welcome)
 
+    def _check_data(self, kept: Membership) -> None:
+        """What can be said before anything is loaded."""
+        if kept.manifest.data.private and not self._plan.node.data:
+            raise ConfigError(
+                "the run trains on private data, and nobody but you may say which",
+                "pass --data with the place of yours",
+            )
+
     def _open(self, kept: Membership) -> Workshop:
         manifest = kept.manifest
         workshop = self._workshop
         if workshop is None:
-            if manifest.data.private and not self._plan.node.data:
-                raise ConfigError(
-                    "the run trains on private data, and nobody but you may say which",
-                    "pass --data with the place of yours",
-                )
             self._tell("loading model and data")
             workshop = Workshop.open(
                 manifest.model, manifest.data, self._plan.node, self._plan.root
