@@ -10,7 +10,7 @@ RUN_ROUNDS ?= 150
 CHAOS_SEED ?= 1
 CHAOS_LOGS ?= runs/chaos
 
-.PHONY: run test lint proofs promises fuzz simulate bench chaos chaos-long clean
+.PHONY: run test lint proofs promises fuzz simulate bench chaos newcomer chaos-long clean
 
 run: $(VENV)/.installed
 	$(BIN)/peer up configs/stdlib-gpt.toml --peers 4 --rounds $(RUN_ROUNDS) --churn
@@ -45,6 +45,11 @@ chaos: $(VENV)/.installed-dev
 	$(BIN)/python tests/chaos/chaos.py --peers 12 --mass-kill --seed $(CHAOS_SEED)
 	$(BIN)/python tests/chaos/partition.py --quorum any --out $(CHAOS_LOGS)
 	$(BIN)/python tests/chaos/partition.py --quorum majority --out $(CHAOS_LOGS)
+
+# A newcomer to a run of 500 MB over slow lines, and one whose donor dies half-way; needs the same.
+newcomer: $(VENV)/.installed-dev
+	$(BIN)/python tests/chaos/newcomer.py --mb 500
+	$(BIN)/python tests/chaos/newcomer.py --mb 100 --kill
 
 # 40 minutes and 16 GB of memory; leave the machine alone meanwhile.
 chaos-long: $(VENV)/.installed-dev

@@ -4,7 +4,6 @@ has damaged ones.
 A thread of its own reads while training goes on (`guard`), so nobody waits for a disk or a hash.
 """
 
-import logging
 import os
 import queue
 import threading
@@ -19,7 +18,7 @@ from node.store import StoreError
 from node.stream import StateStream
 from protocol.blobs import chunk_id
 from protocol.codec import MENDED_MAX
-from protocol.events import ChecksTaken, Event, ServeMend, TakeChecks
+from protocol.events import ChecksTaken, Event, Note, ServeMend, TakeChecks
 from protocol.ids import PeerId
 from protocol.mending import CHECK_BYTES
 from protocol.messages import Mend, Message
@@ -29,7 +28,6 @@ _SOON_MAX: Final = 100
 # A file that is forced onto the disk in one go makes every other writer wait, and the round's
 # records are among them.
 _SYNC_CHUNKS: Final = 32
-_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -62,6 +60,7 @@ class StateKeeper:
     snapshots: Snapshots
     post: Callable[[Event], None]
     send: Callable[[PeerId, Message], None]
+    note: Callable[[Note], None]
     failed: Callable[[BaseException], None]
     _jobs: "queue.SimpleQueue[_Taking | TakeChecks | _Mend | _Close]" = field(
         default_factory=queue.SimpleQueue
@@ -135,12 +134,9 @@ class StateKeeper:
                         file.flush()
                         os.fdatasync(file.fileno())
             self.snapshots.add(path, round, entry, stream.size, b"".join(names))
-        except OSError as error:
+        except (OSError, StoreError) as error:
             # Training can do without; a start from here will replay more.
-            _log.warning("no snapshot of round %d: %s", round, error)
-            path.unlink(missing_ok=True)
-        except StoreError as error:
-            _log.warning("no snapshot of round %d: %s", round, error.message)
+            self.note(Note("warning", "snapshot-failed", {"round": round, "error": str(error)}))
             path.unlink(missing_ok=True)
         finally:
             self._guard.watch(None)

@@ -6,7 +6,7 @@ it alone, because the ledger is the model.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol
 
 from torch import Tensor
@@ -81,6 +81,7 @@ class Replica:
         self._initial_state = initial_state
         self._run, self._me, self.founders = run, me, Roster(founders)
         self.round, self.hash = 0, Hash(run)
+        self._digest: tuple[Place, int, int] | None = None  # of a place and a version of the state
         self._roster: tuple[Place, Roster] | None = None  # of the open round, once it was wanted
         # Told of a contribution that is in the ledger and cannot be merged: round, author, why.
         self.unusable: Callable[[int, PeerId, str], None] = lambda round, author, why: None
@@ -90,7 +91,14 @@ class Replica:
         return self.round, self.hash
 
     def digest(self) -> int:
-        return self.method.state_digest(state_key(self._run, self.round, self.hash))
+        """Computed once for each place, and again when the state was mended there."""
+        with self.guard.reading() as version:
+            known = self._digest
+            if known is not None and known[:2] == (self.place, version):
+                return known[2]
+            found = self.method.state_digest(state_key(self._run, self.round, self.hash))
+            self._digest = self.place, version, found
+            return found
 
     def stream(self) -> StateStream:
         """The state's bytes, as a snapshot of this place would hold them."""
@@ -194,14 +202,12 @@ class Replica:
     def find_start(self, disk: Reader, library: Library, round: int) -> None:
         """The nearest place before `round` that the state can be at without replaying."""
         stands = self.stands_on(disk, round)
-        for record in library.newest():
-            if record.round is None or not is_on_chain(disk, record.round, record.entry):
-                continue
-            if record.round > round or (stands and record.round <= self.round):
+        for taken, record in on_chain(disk, library):
+            if taken > round or (stands and taken <= self.round):
                 continue
             tensors = library.load(record)
             if tensors is not None:
-                self.load(tensors, (record.round, Hash(record.entry)), disk)
+                self.load(tensors, (taken, Hash(record.entry)), disk)
                 return
         if not stands:
             self.start_over()
@@ -228,6 +234,13 @@ class Replica:
 def is_on_chain(disk: Reader, round: int, name: bytes) -> bool:
     """Is `name` the entry before `round`?"""
     return round == 0 or disk.get("chain", round_key(round - 1)) == name
+
+
+def on_chain(disk: Reader, library: Library) -> Iterator[tuple[int, Record]]:
+    """Snapshots of places on the chain, newest first, each with its round."""
+    for record in library.newest():
+        if record.round is not None and is_on_chain(disk, record.round, record.entry):
+            yield record.round, record
 
 
 def state_key(run: RunId, round: int, parent: Hash) -> int:

@@ -2,6 +2,8 @@
 
 Work is interrupted as soon as an entry for its round is at hand, so a slow peer keeps pace with the
 ledger. Every so many rounds the state goes to disk, beside the work, as a snapshot.
+
+Model and data may take minutes to load. The chain comes meanwhile, and with it a snapshot may.
 """
 
 import queue
@@ -17,9 +19,9 @@ from node.attachments import Attachments
 from node.keeper import StateKeeper
 from node.methods.base import Method, Overtime, RoundContext
 from node.ports import Disk
-from node.replica import LackingError, Progress, Replica, is_on_chain
+from node.replica import LackingError, Progress, Replica, is_on_chain, on_chain
 from node.snapshots import Record, Snapshots
-from protocol.entries import Entry
+from protocol.entries import Attachment, Entry
 from protocol.events import (
     Applied,
     Apply,
@@ -42,11 +44,13 @@ from protocol.ids import Hash, PeerId, RunId
 from protocol.ledger import round_key
 from protocol.messages import Message
 from protocol.restore import snapshots_on_chain
+from protocol.roster import Roster
 from protocol.rules import Rules
 from protocol.snapshots import SnapshotAt, established, is_taken, named_in
 
 _FAR_ROUNDS: Final = 8  # farther behind than this, the chain on disk is read instead of the queue
 _TELL_S: Final = 0.5
+_LOOK_S: Final = 0.1  # how often a chain that grows while the trainer is made is looked at
 _TRUSTED_SNAPSHOTS: Final = 8
 _SNAPSHOT_S: Final = 60.0
 
@@ -87,57 +91,53 @@ class _Close:
     pass
 
 
-_Command = StartWork | Apply | Rebuild | Restore | Patch | Proceed | GiveBack | _Close
+@dataclass(frozen=True, slots=True)
+class _Work:
+    task: StartWork
+    asked_s: float
+
+
+_Command = _Work | Apply | Rebuild | Restore | Patch | Proceed | GiveBack | _Close
 
 
 class TrainingWorker:
-    """A `Worker` port."""
+    """A `Worker` port. `make` loads model and data, and is called on a thread."""
 
     def __init__(
         self,
-        trainer: Trainer,
+        make: Callable[[], Trainer],
         place: Place,
         disk: Disk,
         snapshots: Snapshots,
         attachments: Attachments,
         reports: Reports,
     ) -> None:
-        self._trainer, self._place, self._disk, self._reports = trainer, place, disk, reports
+        self._make, self._place, self._disk, self._reports = make, place, disk, reports
         self._snapshots, self._attachments = snapshots, attachments
-        self._replica = Replica(
-            trainer.method,
-            trainer.initial_state,
-            place.run,
-            place.me,
-            place.founders,
-            attachments,
-        )
-        self._replica.unusable = self._tell_unusable
-        self._keeper = StateKeeper(
-            self._replica, snapshots, reports.post, reports.send, reports.failed
-        )
+        self._trainer: Trainer  # these three are there once `_is_ready` is set
+        self._replica: Replica
+        self._keeper: StateKeeper
+        self._is_ready = threading.Event()
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._urgent = threading.Event()  # a command that work must not keep waiting
         self._is_held = False  # a snapshot is on its way: no replaying
         self._is_lacking = False  # attachments are on their way: the same
-        self._postponed: StartWork | None = None
+        self._postponed: _Work | None = None
+        self._was_behind = False  # the open round began without us
         self._handed_in: RoundContext | None = None  # of the work that was done last
-        self._asked_s = 0.0  # when the newest work was asked for
         self._overtime_end_s = 0.0
         self._target: tuple[int, Hash] = (0, Hash(place.run))  # where all that is queued leads
         self._thread = threading.Thread(target=self._main, name="trainer", daemon=True)
 
     def start(self) -> None:
-        self._keeper.start()
         self._thread.start()
 
     # The port, called on the driver's thread
 
     def start_work(self, task: StartWork) -> None:
         self._target = (task.round, task.parent)
-        self._asked_s = time.monotonic()
-        self._commands.put(task)
+        self._commands.put(_Work(task, time.monotonic()))
 
     def stop_work(self) -> None:
         self._stop.set()
@@ -164,10 +164,12 @@ class TrainingWorker:
         self._commands.put(task)
 
     def take_checks(self, task: TakeChecks) -> None:
-        self._keeper.take_checks(task)
+        if self._is_ready.is_set():
+            self._keeper.take_checks(task)
 
     def serve_mend(self, task: ServeMend) -> None:
-        self._keeper.serve_mend(task)
+        if self._is_ready.is_set():  # else we have nothing: the asker turns to another
+            self._keeper.serve_mend(task)
 
     def patch(self, task: Patch) -> None:
         self._urgent.set()
@@ -178,13 +180,18 @@ class TrainingWorker:
         self._stop.set()
         self._commands.put(_Close())
         self._thread.join(timeout_s)
-        self._keeper.close(_SNAPSHOT_S)
+        if self._is_ready.is_set():
+            self._keeper.close(_SNAPSHOT_S)
         return not self._thread.is_alive()
 
     # The thread
 
     def _main(self) -> None:
         try:
+            trainer = self._wait_for_trainer()
+            if trainer is None:
+                return
+            self._set_up(trainer)
             while self._perform(self._next()):
                 pass
         except BaseException as error:  # whatever it is, the process must hear of it
@@ -206,9 +213,58 @@ class TrainingWorker:
     def _is_wanted(self) -> bool:
         return not self._commands.empty() or self._stop.is_set() or self._urgent.is_set()
 
+    def _wait_for_trainer(self) -> Trainer | None:
+        """None if we are to end before it is made."""
+        made: queue.SimpleQueue[Trainer | BaseException] = queue.SimpleQueue()
+
+        def make() -> None:
+            try:
+                made.put(self._make())
+            except BaseException as error:
+                made.put(error)
+
+        threading.Thread(target=make, name="loader", daemon=True).start()
+        told = 0
+        while not self._stop.is_set():
+            try:
+                found = made.get(timeout=_LOOK_S)
+            except queue.Empty:
+                told = self._tell_loading(told)
+                continue
+            if isinstance(found, BaseException):
+                raise found
+            return found
+        return None
+
+    def _tell_loading(self, told: int) -> int:
+        """How far the chain leads from where we will start, when it leads farther than was told."""
+        target = self._target[0]
+        if target > told:
+            ours = [round for round, _ in on_chain(self._disk, self._snapshots)]
+            self._tell_behind(max(ours, default=0), None)
+        return target
+
+    def _set_up(self, trainer: Trainer) -> None:
+        place, reports = self._place, self._reports
+        self._trainer = trainer
+        self._replica = Replica(
+            trainer.method,
+            trainer.initial_state,
+            place.run,
+            place.me,
+            place.founders,
+            self._attachments,
+        )
+        self._replica.unusable = self._tell_unusable
+        self._keeper = StateKeeper(
+            self._replica, self._snapshots, reports.post, reports.send, reports.note, reports.failed
+        )
+        self._keeper.start()
+        self._is_ready.set()
+
     def _perform(self, command: _Command) -> bool:
         match command:
-            case StartWork():
+            case _Work():
                 self._work(command)
             case Apply():
                 self._apply(command)
@@ -229,18 +285,22 @@ class TrainingWorker:
                 return False
         return True
 
-    def _work(self, task: StartWork) -> None:
+    def _work(self, work: _Work) -> None:
+        task = work.task
         place = (task.round, task.parent)
         if self._target != place:
             return  # the round closed before we came to it
         if self._replica.place != place:
-            self._postponed = task  # the state waits for a snapshot
+            self._postponed = work  # the state waits for a snapshot
             return
         state = self._replica.digest()
-        # Measuring the held-out loss is part of the window, or this peer would be late by it.
+        # Measuring the held-out loss is part of the window, or this peer would be late by it. Who
+        # comes to a round late works for what is left of it: the others do not wait.
+        now_s = time.monotonic()
+        lost_s = max(0.0, (now_s if self._was_behind else self._overtime_end_s) - work.asked_s)
+        self._was_behind = False
         left_ms = max(0, self._place.rules.window_ms - task.late_ms)
-        overran_s = max(0.0, self._overtime_end_s - self._asked_s)  # so much of it is over
-        end_s = time.monotonic() + left_ms / 1000 - overran_s
+        end_s = now_s + left_ms / 1000 - lost_s
         heldout = self._trainer.heldout() if task.heldout else None
         context = RoundContext(
             self._place.run,
@@ -298,21 +358,17 @@ class TrainingWorker:
             self._tell_lacking(error)
             return
         self._reports.merged(time.monotonic() - started)
-        self._arrived()
-
-    def _arrived(self) -> None:
-        """The state came to a new place."""
-        replica = self._replica
-        if is_taken(replica.round, self._place.rules):
-            self._take_snapshot()
+        self._take_if_due()
         if self._target == replica.place:
             self._tell_state()  # while catching up, only the last digest is worth its time
 
-    def _take_snapshot(self) -> None:
+    def _take_if_due(self) -> None:
         """And remove what nobody will replay."""
+        round, rules = self._replica.round, self._place.rules
+        if not is_taken(round, rules):
+            return
         self._keeper.take_snapshot()
-        founders, rules = self._replica.founders, self._place.rules
-        for named in snapshots_on_chain(self._disk, founders, self._replica.round, rules, 1):
+        for named in snapshots_on_chain(self._disk, self._replica.founders, round, rules, 1):
             self._attachments.collect(self._snapshots.establish(named.root))
 
     def _compare_roots(self, entry: Entry, members: int) -> None:
@@ -331,6 +387,9 @@ class TrainingWorker:
         """From the chain on disk, as far as it leads; says how fast that goes."""
         replica = self._replica
         first, told_s, told_round = replica.round, time.monotonic(), replica.round
+        self._was_behind = True
+        if self._target[0] - first > _FAR_ROUNDS and not self._should_pause():
+            self._tell_behind(first, None)  # one round may take long, and a snapshot be on its way
         while not self._should_pause() and replica.round < self._target[0]:
             try:
                 if not replica.step(self._disk):
@@ -338,11 +397,11 @@ class TrainingWorker:
             except LackingError as error:
                 self._tell_lacking(error)
                 return
-            if is_taken(replica.round, self._place.rules):
-                self._take_snapshot()
+            self._take_if_due()
             passed_s = time.monotonic() - told_s
             if passed_s >= _TELL_S:
-                self._tell_behind(first, 1000 * passed_s / (replica.round - told_round))
+                self._progress(first)
+                self._tell_behind(replica.round, 1000 * passed_s / (replica.round - told_round))
                 told_s, told_round = time.monotonic(), replica.round
         if replica.place == self._target:
             self._tell_state()
@@ -351,26 +410,28 @@ class TrainingWorker:
         """A snapshot is awaited, or here; or we are to end."""
         return self._is_held or self._urgent.is_set() or self._stop.is_set()
 
-    def _tell_behind(self, first: int, ms_per_round: float) -> None:
+    def _progress(self, first: int) -> None:
         now, target = self._replica.round, self._target[0]
         self._reports.progress("replaying round", now - first, target - first)
-        self._reports.post(Behind(now, target, ms_per_round, self._snapshots_ahead()))
 
     def _tell_lacking(self, error: LackingError) -> None:
         self._is_lacking = True
-        place = error.round, self._target[0], None
-        self._reports.post(Behind(*place, self._snapshots_ahead(), error.attachments))
+        self._tell_behind(error.round, None, error.attachments)
 
-    def _snapshots_ahead(self) -> tuple[SnapshotAt, ...]:
-        """Of the chain, that the state has not come to; those that are partly here first."""
-        now, target = self._replica.round, self._target[0]
-        found = snapshots_on_chain(self._disk, self._replica.founders, target, self._place.rules)
+    def _tell_behind(
+        self, now: int, ms_per_round: float | None, lacking: tuple[Attachment, ...] = ()
+    ) -> None:
+        """Of the chain's snapshots that the state has not come to, those that are partly here come
+        first.
+        """
+        target, founders = self._target[0], Roster(self._place.founders)
+        found = snapshots_on_chain(self._disk, founders, target, self._place.rules)
         ahead = sorted(
             (snapshot for snapshot in found if snapshot.round > now),
             key=lambda one: (self._snapshots.files.partial_bytes(one.root), one.round),
             reverse=True,
         )
-        return tuple(ahead)
+        self._reports.post(Behind(now, target, ms_per_round, tuple(ahead), lacking))
 
     def _rebuild(self, task: Rebuild) -> None:
         replica = self._replica
@@ -380,10 +441,7 @@ class TrainingWorker:
             replica.find_start(self._disk, self._agreed(task.round), task.round)
         else:
             replica.find_start(self._disk, self._snapshots, task.round)
-        if replica.place == (task.round, task.parent):
-            self._tell_state()
-        else:
-            self._catch_up()
+        self._catch_up()
 
     def _agreed(self, head: int) -> "_Agreed":
         found = snapshots_on_chain(
@@ -396,8 +454,6 @@ class TrainingWorker:
         self._is_held = self._is_lacking = False
         self._load(task.snapshot)
         self._catch_up()
-        if self._replica.place == self._target:
-            self._tell_state()
 
     def _load(self, snapshot: SnapshotAt) -> None:
         """A snapshot that was fetched, unless the chain has left it behind."""
@@ -434,16 +490,18 @@ class TrainingWorker:
             return
         self._reports.post(Patched(*place, tuple(names), changed))
         self._tell_state()
+        if place != self._target:
+            self._catch_up()
 
     def _tell_unusable(self, round: int, author: PeerId, why: str) -> None:
         fields = {"round": round, "peer": author, "error": why}
         self._reports.note(Note("error", "attachment-unusable", fields))
 
     def _tell_state(self) -> None:
-        replica, task = self._replica, self._postponed
-        if task is not None and (task.round, task.parent) == replica.place:
+        replica, work = self._replica, self._postponed
+        if work is not None and (work.task.round, work.task.parent) == replica.place:
             self._postponed = None
-            self._commands.put(task)
+            self._commands.put(work)
         self._reports.post(Applied(replica.round, replica.hash, replica.digest()))
 
 

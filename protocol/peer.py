@@ -146,7 +146,7 @@ class Peer:
         self._relaying = Relaying(self._core, relay_limits or RelayLimits())
         self._catchup = CatchUp(self._core, self._advance, self._reconsider)
         self._transfers = Transfers(self._core)
-        self._recovery = Recovery(self._core, self._transfers)
+        self._recovery = Recovery(self._core, self._transfers, lambda: self._catchup.busy)
         self._attachments = Attachments(self._core, self._transfers, self._lost)
         self._mending = Mending(self._core)
         self._admissions = Admissions(self._core, self._catchup, self._is_ready)
@@ -162,7 +162,7 @@ class Peer:
         self._states: dict[tuple[int, Hash], int] = {}  # our state digests
         self._claims: dict[tuple[int, Hash], Entry] = {}  # say what they should be
         self._seats: dict[tuple[int, Hash], tuple[PeerId, ...]] = {}  # of the same rounds
-        self._applied_round = -1  # where the replicated state stood last
+        self._applied_round: int | None = None  # where the replicated state stood last
         self._stop_at_ms: Millis | None = None
         self._started = self._halted = False
         self.story: deque[str] = deque(maxlen=_STORY_LENGTH)
@@ -682,8 +682,8 @@ class Peer:
 
     def _is_ready(self) -> bool:
         """Does the state keep up with the chain, so that we would be of use as a member?"""
-        core = self._core
-        if core.head.round - self._applied_round <= _READY_ROUNDS:
+        core, stands = self._core, self._applied_round
+        if stands is not None and core.head.round - stands <= _READY_ROUNDS:
             return True
         return self._recovery.is_nearly_done(core.rules.window_ms)
 

@@ -1,10 +1,12 @@
 """Bringing a state that is far behind to the head: entry by entry, or from a snapshot?
 
-Whatever this machine and this link do faster. Replaying begins at once and is measured; if it will
-take long, a snapshot is asked for beside it and that is measured too; then the slower way is given
-up, and a person is told which, and why.
+Whatever this machine and this link do faster. Replaying begins as soon as the model is loaded, and
+is measured; if it will take long, or nobody can tell yet and there are many rounds, a snapshot is
+asked for beside it and that is measured too; then the slower way is given up, and a person is told
+which, and why.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +18,7 @@ from protocol.snapshots import SnapshotAt
 from protocol.transfers import Transfers
 
 TRIVIAL_MS: Final = 3_000  # a replay that takes less is not worth anybody's uplink
+_FAR_ROUNDS: Final = 32  # so many are not waited for until one of them was measured
 _STUCK_MS: Final = 30_000
 _TELL_MS: Final = 2_000
 _REFUSED_MAX: Final = 16
@@ -50,15 +53,21 @@ def choose(
     return Choice(False, f"{replay}; {fetch}")
 
 
-def _pays(choice: Choice | None) -> bool:
-    return choice is not None and choice.by_snapshot
+def _is_long(behind: Behind) -> bool:
+    """Is the replay worth somebody's uplink, as far as is known?"""
+    rounds = behind.target - behind.round
+    if behind.ms_per_round is None:
+        return rounds >= _FAR_ROUNDS
+    return rounds * behind.ms_per_round >= TRIVIAL_MS
 
 
 class Recovery:
-    """`fail` is called when a snapshot that was waited for cannot be had."""
+    """`is_reading`: is more of the chain on its way? Then it may name newer snapshots, and nobody
+    has the old ones any more.
+    """
 
-    def __init__(self, core: Core, transfers: Transfers) -> None:
-        self._core, self._transfers = core, transfers
+    def __init__(self, core: Core, transfers: Transfers, is_reading: Callable[[], bool]) -> None:
+        self._core, self._transfers, self._is_reading = core, transfers, is_reading
         self._wanted: SnapshotAt | None = None
         self._fetch: Fetch | None = None
         self._is_held = False  # replaying was stopped for it
@@ -66,6 +75,7 @@ class Recovery:
         self._told_ms = 0
         self._last: tuple[int, float] | None = None  # size and rate of the last one fetched
         self._behind: Behind | None = None  # the last word on replaying, before it was stopped
+        self._is_measured = False  # is it known how long a round takes to replay?
         self._done_ms: float | None = None  # when the state will be at the head, as far as we know
 
     def is_nearly_done(self, within_ms: int) -> bool:
@@ -75,6 +85,8 @@ class Recovery:
     def caught_up(self) -> None:
         """The state is at the head."""
         self._done_ms = None
+        if self._wanted is not None and not self._is_held:
+            self._give_up("the replay is past it")
 
     def _estimate(self) -> None:
         """How long the rest of the snapshot and the rounds after it will take, as measured."""
@@ -100,6 +112,7 @@ class Recovery:
         if self._is_held:
             return
         if event.ms_per_round is not None:
+            self._is_measured = True
             left_ms = (event.target - event.round) * event.ms_per_round
             self._done_ms = self._core.now + left_ms
         if self._wanted is None or self._fetch is None:
@@ -108,6 +121,8 @@ class Recovery:
         rate, missing = self._fetch.per_ms(self._core.now), self._fetch.missing_bytes
         if event.round >= self._wanted.round:
             self._give_up("the replay is past it")
+        elif not _is_long(event):
+            self._give_up("replaying takes no time")
         elif rate is not None and missing is not None:
             self._behind = event
             choice = choose(event, self._wanted, missing, rate)
@@ -115,12 +130,14 @@ class Recovery:
                 self._follow(choice)
 
     def _consider(self, event: Behind) -> None:
-        if event.ms_per_round is None:
-            return
-        if (event.target - event.round) * event.ms_per_round < TRIVIAL_MS:
+        if event.ms_per_round is None and self._is_measured:
+            return  # it will be measured again, soon
+        is_old = event.target < self._core.head.round  # it was told before the newest entries came
+        if is_old or self._is_reading() or not _is_long(event):
             return
         for snapshot in self._usable(event):
-            if self._last is None or _pays(choose(event, snapshot, *self._last)):
+            choice = None if self._last is None else choose(event, snapshot, *self._last)
+            if choice is None or choice.by_snapshot:
                 self._try(snapshot)
                 return
 

@@ -22,7 +22,7 @@ integer for each of them (`parts/pool.py`).
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Literal
@@ -192,8 +192,7 @@ class Spsa:
     # The replicated update.
 
     def weigh(self, payload: bytes) -> int:
-        """The number of probes."""
-        return len(decode(payload, self._weights.pool_size))
+        return weigher_of(self.config)(payload)
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
         merging = [m for c in contributions for m in self._decode(round.round, c)]
@@ -268,6 +267,12 @@ class Spsa:
 
     def load_local_state(self, state: Mapping[str, Tensor]) -> None:
         self._backlog.load(state)
+
+
+def weigher_of(config: SpsaConfig) -> Callable[[bytes], int]:
+    """A payload's weight is its number of probes."""
+    pool = None if config.seeds is None else config.seeds.pool
+    return lambda payload: len(decode(payload, pool))
 
 
 def _consumed(round: RoundContext, merging: Sequence[_Merging]) -> list[Consumed]:

@@ -39,7 +39,7 @@ from protocol.messages import Mend, Message
 from protocol.restore import entry_named, offered, snapshots_on_chain
 from protocol.roster import Roster
 from protocol.rules import Rules
-from protocol.snapshots import SnapshotAt, is_taken, named_in
+from protocol.snapshots import is_taken, named_in
 
 NAME_BYTES = 8
 
@@ -131,6 +131,9 @@ class StubWorker:
         self._is_held = False
         self.restored: list[int] = []  # rounds of the snapshots that were loaded
         self.replay_ms_per_round: float | None = None  # what replaying is said to take
+        self.loads_ms = 0.0  # what loading model and data takes
+        self._is_loading = False
+        self._fetched: Restore | None = None  # meanwhile
         self._me, self._disk, self._chance = me, disk, chance
         self._commits, self._payloads = commits, commits.payloads
         self._work_ms, self._later = work_ms, later
@@ -141,7 +144,7 @@ class StubWorker:
         self._offered: tuple[bytes, ...] = ()  # in the newest payload
 
     def start_work(self, task: StartWork) -> None:
-        if self._lag or self._is_held:
+        if self._lag or self._is_held or self._is_loading:
             self._postponed = task  # the state is not there yet
             return
         self._postponed = None
@@ -190,6 +193,10 @@ class StubWorker:
             return
         if self._place is not None and task.entry.round < self._place[0]:
             return  # a snapshot was past it
+        if self._is_loading:
+            self._lag.append(task.entry)
+            self._tell_behind(0, None)
+            return
         if self.replay_ms_per_round is not None or self._lag or self._lacking(task.entry):
             self._lag.append(task.entry)
             if len(self._lag) == 1 or self._lacking(self._lag[0]):
@@ -214,23 +221,30 @@ class StubWorker:
             return
         lacking = self._lacking(self._lag[0])
         if lacking:
-            target = self._lag[-1].round + 1
-            ahead = self._snapshots_ahead(target, self._lag[0].round)
-            self._later(0.0, Behind(self._lag[0].round, target, None, ahead, lacking))
+            self._tell_behind(self._lag[0].round, None, lacking)
             return
         entry = self._lag.pop(0)
         self._merge(entry)
         self._stand(entry.round + 1, entry.hash)
         ms = self.replay_ms_per_round or 0.0
         if self._lag:
-            target = self._lag[-1].round + 1
-            ahead = self._snapshots_ahead(target, entry.round + 1)
-            self._later(0.0, Behind(entry.round + 1, target, ms, ahead))
+            self._tell_behind(entry.round + 1, ms)
             self._call_later(ms, self._replay_one)
 
-    def _snapshots_ahead(self, target: int, round: int) -> tuple[SnapshotAt, ...]:
+    def _tell_behind(
+        self, round: int, ms_per_round: float | None, lacking: tuple[Attachment, ...] = ()
+    ) -> None:
+        target = self._lag[-1].round + 1
         found = snapshots_on_chain(self._disk, self._founders, target, self._rules)
-        return tuple(one for one in found if one.round > round)
+        ahead = tuple(one for one in found if one.round > round)
+        self._later(0.0, Behind(round, target, ms_per_round, ahead, lacking))
+
+    def _loaded(self) -> None:
+        self._is_loading = False
+        if self._fetched is not None:
+            self.restore(self._fetched)
+        elif self._lag:
+            self._call_later(0.0, self._replay_one)
 
     def _stand(self, round: int, hash: Hash) -> None:
         self._place = (round, hash)
@@ -275,6 +289,9 @@ class StubWorker:
         self._is_held = True
 
     def restore(self, task: Restore) -> None:
+        if self._is_loading:
+            self._fetched = task
+            return
         self._is_held = False
         self._lag.clear()
         self.replay_ms_per_round = None
@@ -337,6 +354,11 @@ class StubWorker:
         self._lag.clear()
         self._place = None
         self.merged.clear()
+        if self.loads_ms:
+            self._is_loading = True
+            self._call_later(self.loads_ms, self._loaded)
+            self.loads_ms = 0.0
+            return
         for _, name in self._disk.scan("chain", round_key(0)):
             entry = entry_named(self._disk, Hash(name))
             assert entry is not None, "the chain names an entry that is not on disk"

@@ -100,6 +100,7 @@ class SimPeer:
     token: Token | None
     contacts: tuple[Card, ...]
     replay_ms_per_round: float | None = None  # None: in no time
+    loads_ms: float = 0.0  # a newcomer's model and data
     sequence: int = 0
     shell: Shell | None = None
     worker: StubWorker | None = None
@@ -279,6 +280,7 @@ class World:
             Roster(self._founders),
         )
         worker.replay_ms_per_round = who.replay_ms_per_round
+        worker.loads_ms = who.loads_ms
         who.worker = worker
         who.shell = Shell(
             peer,

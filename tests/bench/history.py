@@ -39,10 +39,19 @@ _SNAPSHOT_S = 120.0
 
 
 class History:
-    """`keys`: of the members, the founder's first. The founder's home gets the records."""
+    """`keys`: of the members, the founder's first. The founder's home gets the records.
+    `took_ms`: of each round, as the entries say; newcomers go by it when they close one.
+    """
 
-    def __init__(self, home: Path, run_file: RunFile, root: Path, keys: Sequence[Identity]) -> None:
-        self.home, self.keys = home, list(keys)
+    def __init__(
+        self,
+        home: Path,
+        run_file: RunFile,
+        root: Path,
+        keys: Sequence[Identity],
+        took_ms: int = 100,
+    ) -> None:
+        self.home, self.keys, self._took_ms = home, list(keys), took_ms
         node = run_file.node.model_copy(update={"threads": 2})
         workshop = Workshop.open(run_file.model, run_file.data, node, root)
         self.weights = sum(p.numel() for p in workshop.model.module.parameters())
@@ -95,7 +104,16 @@ class History:
             if leaving and key is not self.keys[0]
         )
         closer = mark.round % len(seats)
-        body = Body(mark.round, mark.hash, closer, 100, state, tuple(lines), admissions, departures)
+        body = Body(
+            mark.round,
+            mark.hash,
+            closer,
+            self._took_ms,
+            state,
+            tuple(lines),
+            admissions,
+            departures,
+        )
         raw = encode_body(body)
         seal = seats[closer].sign(seal_bytes(self.run, body.round, body.parent, entry_hash(raw)))
         entry = Entry(body, raw, seal, tuple(signed))
@@ -111,7 +129,12 @@ class History:
 
     def take_snapshot(self) -> None:
         keeper = StateKeeper(
-            self.replica, self.snapshots, lambda event: None, lambda to, message: None, _raise
+            self.replica,
+            self.snapshots,
+            lambda event: None,
+            lambda to, message: None,
+            lambda note: None,
+            _raise,
         )
         keeper.take_snapshot()
         keeper.start()

@@ -7,7 +7,8 @@ with snapshots is made beforehand, with more work in each round than a machine h
 members go on from it, a newcomer is started, and the clock runs from then until the first entry
 that lists it. With `--kill` one donor dies when half of the snapshot is there. Prints JSON. The
 bound is the time that the newcomer's own line needs for the bytes which it received in that time,
-times 1.3. Members are niced, because a newcomer brings its own processor.
+times 1.3. Members are niced, because a newcomer brings its own processor; how much of one each
+process took meanwhile is printed, since here they share what there is.
 """
 
 import argparse
@@ -17,17 +18,22 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from node.config import load_run_file
 from node.errors import UserError
+from node.offline import ReadOnlyStore
 from node.swarm import PeerProcess
 from protocol.identity import Identity
 from protocol.ids import digest
+from protocol.restore import entry_at, roster_at
+from protocol.roster import Roster
 from tests.bench.history import History
 from tests.chaos.crew import PORT, RUN, Crew
 from tests.chaos.net.network import Network
@@ -38,7 +44,9 @@ MOST: Final = 1.3
 SLOWER_MOST: Final = 1.1
 EVERY: Final = 10
 WINDOW_S: Final = 5.0
-OLD_ROUNDS: Final = 86  # the snapshot of round 80 is named in round 85
+TOOK_MS: Final = 7_500  # a round here, with what is merged, hashed and waited for
+# The snapshot of round 80 is named in round 85, and 10 rounds old, the average, after some more.
+OLD_ROUNDS: Final = 84
 PROBES: Final = 16
 CALM_ROUNDS: Final = 6
 _WAIT_S: Final = 600.0
@@ -49,7 +57,9 @@ _NICE: Final = 10
 class Seen:
     """What was looked at while the newcomer came."""
 
+    started_s: float = 0.0
     contributing_s: float | None = None
+    cores: dict[str, float] = field(default_factory=dict)  # that were busy, on average
     killed_at_bytes: int | None = None
     first_round: int = 0
     downlink_bytes: int = 0
@@ -68,9 +78,7 @@ class Trial:
             crew.go_on()
         crew.wait_for_members(donors)
         for peer in crew.peers:
-            os.setpriority(os.PRIO_PROCESS, peer.process.pid, _NICE)
-            for thread in Path(f"/proc/{peer.process.pid}/task").iterdir():
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), _NICE)
+            _nice(peer.process.pid)
         calm = crew.rounds()["p1"] + CALM_ROUNDS
         crew.wait(lambda: crew.rounds()["p1"] >= calm, _WAIT_S)
         seen = self._watch()
@@ -88,7 +96,11 @@ class Trial:
             (f"tcp://{self.network.address(number)}:{PORT}",) for number in range(options.donors)
         ]
         history = History(
-            first, load_run_file(self.config), self.config.parent, [Identity(s) for s in seeds]
+            first,
+            load_run_file(self.config),
+            self.config.parent,
+            [Identity(s) for s in seeds],
+            TOOK_MS,
         )
         try:
             history.admit_all(addresses)
@@ -109,10 +121,12 @@ class Trial:
         crew, seen, donors = self.crew, Seen(), self.options.donors
         before = self.network.counters()[donors].got_bytes
         seen.first_round = crew.rounds()["p1"]
-        start_s = time.monotonic()
+        seen.started_s = start_s = time.monotonic()
         newcomer = crew.join()
+        spent = self._cpu_s()
         half = self.options.mb * 500_000
-        while not _is_listed(crew.peers[0], newcomer):
+        watch = Watch(crew.peers[0], newcomer, seen.first_round)
+        while not watch.is_listed():
             time.sleep(0.1)
             if not newcomer.up or time.monotonic() - start_s > _WAIT_S:
                 raise SystemExit(f"the newcomer did not come:\n{crew.last_words(newcomer)}")
@@ -122,7 +136,18 @@ class Trial:
                 seen.killed_at_bytes = came
         seen.contributing_s = time.monotonic() - start_s
         seen.downlink_bytes = self.network.counters()[donors].got_bytes - before
+        for name, cpu_s in self._cpu_s().items():
+            seen.cores[name] = (cpu_s - spent[name]) / seen.contributing_s
         return seen
+
+    def _cpu_s(self) -> dict[str, float]:
+        """Processor time so far. A donor that was killed takes none."""
+        pids = {peer.name: peer.process.pid for peer in self.crew.peers if peer.up}
+        pids |= {"switch": self.network.switch_pid, "bench": os.getpid()}
+        times = {name: psutil.Process(pid).cpu_times() for name, pid in pids.items()}
+        machine = psutil.cpu_times()
+        busy = sum(machine) - machine.idle - machine.iowait - machine.guest - machine.guest_nice
+        return {name: t.user + t.system for name, t in times.items()} | {"machine": busy}
 
     def _agree(self) -> bool:
         crew = self.crew
@@ -165,6 +190,11 @@ class Trial:
             "ratio_max": MOST,
             "rounds_slower": slower if not options.kill else None,
             "rounds_slower_max": SLOWER_MOST,
+            "first_round": seen.first_round,
+            "rounds_s_calm": statistics.mean(calm) / 1000,
+            "steps_s": _steps(events, seen.started_s),
+            "cores": os.cpu_count(),
+            "cores_busy": seen.cores,
             "fetch_s": float(str(fetched[-1]["took_ms"])) / 1000 if fetched else None,
             "chunks_fetched_twice": fetched[-1]["repeated"] if fetched else None,
             "donor_killed_at_bytes": seen.killed_at_bytes,
@@ -177,13 +207,49 @@ class Trial:
         return {"bench": "newcomer over slow lines", **numbers, "met": met}
 
 
-def _is_listed(founder: PeerProcess, newcomer: PeerProcess) -> bool:
-    """Has an entry a line of the newcomer?"""
-    try:
-        me = identity_of(newcomer.home)
-    except (OSError, UserError):
-        return False  # it has not made its home yet
-    return any(me in round.contributors for round in read_record(founder.home, ()).rounds)
+def _nice(pid: int) -> None:
+    """It gives way to other processes."""
+    group = Path(f"/proc/{pid}/autogroup")
+    if group.exists():  # each peer is a session of its own, and shares go by session
+        group.write_text(str(_NICE))
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.setpriority(os.PRIO_PROCESS, int(thread.name), _NICE)
+
+
+@dataclass(slots=True)
+class Watch:
+    """Looks for an entry with a line of the newcomer, from round `at` on."""
+
+    founder: PeerProcess
+    newcomer: PeerProcess
+    at: int
+
+    def is_listed(self) -> bool:
+        try:
+            me = identity_of(self.newcomer.home)
+        except (OSError, UserError):
+            return False  # it has not made its home yet
+        founders = Roster((identity_of(self.founder.home),))
+        disk = ReadOnlyStore(self.founder.home)
+        try:
+            while (entry := entry_at(disk, self.at)) is not None:
+                roster = roster_at(disk, founders, self.at)
+                assert roster is not None
+                if any(roster.members[line.seat] == me for line in entry.body.lines):
+                    return True
+                self.at += 1
+            return False
+        finally:
+            disk.close()
+
+
+def _steps(events: list[dict[str, object]], started_s: float) -> dict[str, float]:
+    """When the newcomer came to what, counted from its start."""
+    times: dict[str, float] = {}
+    for event in events:
+        times.setdefault(str(event["event"]), float(str(event["t_ms"])) / 1000 - started_s)
+    names = ("round", "fetching-snapshot", "catching-up", "snapshot-fetched", "caught-up")
+    return {name: times[name] for name in names if name in times}
 
 
 def _write_identity(home: Path, seed: bytes) -> None:
@@ -208,7 +274,7 @@ def write_run(folder: Path, megabytes: int) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mb", type=int, default=500, choices=[20, 100, 500])
+    parser.add_argument("--mb", type=int, default=500, choices=[20, 100, 200, 500])
     parser.add_argument("--rate", type=float, default=100.0, help="Mbit/s")
     parser.add_argument("--delay", type=float, default=50.0, help="ms, one way")
     parser.add_argument("--donors", type=int, default=4)

@@ -23,7 +23,16 @@ from protocol.events import (
     Tick,
 )
 from protocol.ids import Hash, Millis, PeerId
-from protocol.messages import BlobOffer, BlobRequest, Level, Piece, PieceRefused, PieceRequest
+from protocol.messages import (
+    BlobOffer,
+    BlobRequest,
+    Head,
+    Level,
+    Piece,
+    PieceRefused,
+    PieceRequest,
+    Ping,
+)
 from protocol.recovery import choose
 from protocol.rules import Rules
 from protocol.snapshots import SnapshotAt, established, is_taken, named_in, naming_rounds
@@ -92,9 +101,56 @@ class Newcomer(Door):
 
 def test_a_short_way_is_replayed_without_a_word() -> None:
     newcomer = Newcomer()
-    newcomer.behind(None)
     newcomer.behind(2.0)
     assert not newcomer.sent(BlobRequest)
+    newcomer.on(Behind(930, 960, None, (newcomer.snapshot,)))
+    assert not newcomer.sent(BlobRequest), "a few rounds are looked at first"
+    newcomer.behind(None)
+    assert not newcomer.sent(BlobRequest), "how long a round takes is known from before"
+
+
+def test_many_rounds_are_not_waited_for_until_one_was_measured() -> None:
+    """The model may still be loading, and one round alone may take a while."""
+    newcomer = Newcomer()
+    newcomer.behind(None)
+    assert newcomer.sent(BlobRequest)
+    newcomer.offer(ONE)
+    wanted = newcomer.answer(50, each_ms=10)
+    assert Restore(newcomer.snapshot) in wanted
+    assert not newcomer.told("catching-up"), "nothing is said of a pace that nobody measured (P7)"
+
+
+def test_while_more_of_the_chain_is_known_of_no_snapshot_is_chosen() -> None:
+    """It would be an old one: members keep the newest only."""
+    newcomer = Newcomer()
+    newcomer.hear(ONE, Ping(1, Head(2_000, 2_000, bytes(8)), ()))
+    newcomer.behind(None)
+    assert not newcomer.sent(BlobRequest)
+    newcomer.behind(100.0)
+    assert not newcomer.sent(BlobRequest)
+
+
+def test_a_replay_that_turns_out_to_be_short_bothers_nobody() -> None:
+    newcomer = Newcomer()
+    newcomer.behind(None)
+    newcomer.offer(ONE)
+    newcomer.behind(2.0)
+    assert newcomer.of(DropBlob) == [DropBlob(newcomer.root)]
+
+
+def test_who_is_at_the_head_fetches_no_further() -> None:
+    newcomer = Newcomer()
+    newcomer.start_fetch()
+    newcomer.on(Applied(1_000, Hash(bytes(32)), 7))
+    assert newcomer.of(DropBlob) == [DropBlob(newcomer.root)]
+
+
+def test_nobody_asks_to_be_a_member_before_its_state_stands() -> None:
+    """However young the run is: members would wait for it while its model loads."""
+    newcomer = Newcomer()
+    assert not newcomer.peer._is_ready()
+    newcomer.on(Applied(0, Hash(bytes(32)), 7))
+    assert newcomer.peer._is_ready()
 
 
 def test_a_fast_line_beats_a_slow_replay() -> None:

@@ -23,10 +23,10 @@ def long_run(peers: int = 4, seed: int = 1, rounds: int = 30) -> World:
     return world
 
 
-def newcomer(world: World) -> SimPeer:
+def newcomer(world: World, loads_ms: float = 0.0) -> SimPeer:
     """It was welcomed with everybody's card. Its machine is slow at replaying: fetching pays."""
     late = world.join("late")
-    late.replay_ms_per_round = 600.0
+    late.replay_ms_per_round, late.loads_ms = 600.0, loads_ms
     late.contacts = world.peers["p0"].peer.cards()
     world.crash(late)
     late.disk = SimDisk()
@@ -71,6 +71,22 @@ def test_a_newcomer_fetches_from_many_and_contributes() -> None:
     world.run_for(5_000)
     assert len({who.state for who in world.up()}) == 1
     assert world.counts["catching-up"] == 1
+
+
+def test_the_state_comes_while_the_model_loads() -> None:
+    """And nobody is made a member for whom the others would wait in vain."""
+    world = long_run(rounds=45)
+    late = newcomer(world, loads_ms=30_000.0)
+    start_ms = world.now_ms
+    assert world.run_until(lambda: world.counts["snapshot-fetched"] == 1, 20_000)
+    world.run_until(lambda: world.now_ms >= start_ms + 29_000, 30_000)
+    assert late.worker is not None
+    assert not late.worker.restored
+    assert not late.peer.is_member
+    assert world.run_until(lambda: late.peer.is_member, 10_000)
+    assert late.worker.restored, "it did not replay"
+    world.run_for(5_000)
+    assert len({who.state for who in world.up()}) == 1
 
 
 def test_a_donor_dies_half_way_and_no_chunk_comes_twice() -> None:

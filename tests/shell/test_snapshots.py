@@ -12,15 +12,25 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from node import snapshots as module
+from node.attachments import Attachments
 from node.donor import Cap, Donor
 from node.guard import StateGuard
 from node.keeper import StateKeeper
 from node.snapshots import Record, SnapshotReader, Snapshots
-from node.store import Store
+from node.store import Store, StoreFull
 from node.stream import StateStream
 from protocol.blobs import chunk_count, chunk_id, pages_of
 from protocol.codec import CHUNK_BYTES
-from protocol.events import BlobOpened, ChecksTaken, Event, OpenBlob, ServeMend, ServePieces
+from protocol.events import (
+    BlobKind,
+    BlobOpened,
+    ChecksTaken,
+    Event,
+    Note,
+    OpenBlob,
+    ServeMend,
+    ServePieces,
+)
 from protocol.ids import Hash, PeerId
 from protocol.ledger import Write
 from protocol.messages import BlobOffer, Level, Mend, Message, Piece, PieceRefused
@@ -72,6 +82,7 @@ class Shelf:
         self.replica = replica or Replica(tensors())
         self.posted: list[Event] = []
         self.sent: list[tuple[PeerId, Message]] = []
+        self.notes: list[Note] = []
 
     def keeper(self) -> StateKeeper:
         return StateKeeper(
@@ -79,6 +90,7 @@ class Shelf:
             self.snapshots,
             self.posted.append,
             lambda to, message: self.sent.append((to, message)),
+            self.notes.append,
             _fail,
         )
 
@@ -190,6 +202,28 @@ def test_a_merge_in_the_middle_of_writing(shelf: Shelf) -> None:
     assert [first, *rest] == expected
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), StoreFull("no room left")])
+def test_a_snapshot_that_cannot_be_written_is_told(
+    shelf: Shelf, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P7; and the next one is tried all the same."""
+
+    def add(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shelf.snapshots, "add", add)
+        keeper = shelf.keeper()
+        assert keeper.take_snapshot()
+        keeper.start()
+        keeper.close(30.0)
+    (note,) = shelf.notes
+    assert (note.level, note.event) == ("warning", "snapshot-failed")
+    assert note.fields == {"round": shelf.replica.round, "error": str(error)}
+    assert not any((shelf.home / "snapshots").iterdir())
+    assert shelf.take().round == shelf.replica.round
+
+
 def test_two_newest_of_all_and_what_is_being_fetched_stay(shelf: Shelf) -> None:
     """P8: disk use is bounded."""
     records = {}
@@ -197,7 +231,7 @@ def test_two_newest_of_all_and_what_is_being_fetched_stay(shelf: Shelf) -> None:
         shelf.replica.round, shelf.replica.hash = round, Hash(bytes([round]) * 32)
         records[round] = shelf.take()
         if round == 50:
-            assert shelf.snapshots.read(records[50].root, Level.CHUNK, 0)
+            assert shelf.snapshots.files.read(records[50].root, Level.CHUNK, 0)
     assert shelf.snapshots.rounds() == [50, 100, 150], "50 is being fetched"
     shelf.snapshots._leases.clear()
     shelf.replica.round, shelf.replica.hash = 200, Hash(bytes([200]) * 32)
@@ -209,12 +243,14 @@ def test_two_newest_of_all_and_what_is_being_fetched_stay(shelf: Shelf) -> None:
 def test_the_most_that_are_on_disk_at_once(shelf: Shelf) -> None:
     """What `peer check` asks room for: the worst case, and the one that is being written then."""
     oldest: Record | None = None
-    for round in (50, 100, 150, 170):
+    for round in (50, 100, 150, 200, 220):
         shelf.replica.round, shelf.replica.hash = round, Hash(bytes([round]) * 32)
         record = shelf.take()
         oldest = oldest or record
-        assert shelf.snapshots.read(oldest.root, Level.CHUNK, 0), "somebody is fetching it"
-    assert shelf.snapshots.rounds() == [50, 100, 150, 170]
+        if round == 100:
+            shelf.snapshots.establish(record.root)
+        assert shelf.snapshots.files.read(oldest.root, Level.CHUNK, 0), "somebody is fetching it"
+    assert shelf.snapshots.rounds() == [50, 100, 150, 200, 220]
     assert len(list((shelf.home / "snapshots").iterdir())) + 1 == module.ON_DISK_MAX
 
 
@@ -232,20 +268,21 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["torn", "flipped", "empty"])
 def test_a_damaged_file_is_noticed_and_its_sound_chunks_are_kept(shelf: Shelf, how: str) -> None:
     record = shelf.take()
-    chunks = [shelf.replica.stream().chunk(n) for n in range(chunk_count(record.size))]
+    chunks = [shelf.replica.stream().chunk(n) for n in range(chunk_count(record.blob.size))]
     damage(shelf.path(record), how)
-    assert shelf.snapshots.read(record.root, Level.CHUNK, 1) is None
+    assert shelf.snapshots.files.read(record.root, Level.CHUNK, 1) is None
     assert shelf.snapshots.load(record) is None
     assert shelf.snapshots.rounds() == []
-    assert shelf.snapshots.damaged > 0
-    have = shelf.snapshots.open(record.root, record.size, record.chunk_ids)
+    assert shelf.snapshots.files.damaged > 0
+    have = shelf.snapshots.files.open(record.blob)
     missing = [n for n in range(have.count) if n not in have]
     assert 1 in missing
     assert (0 in missing) == (how == "empty")
     assert (2 in missing) == (how != "flipped")
     for number in missing:
-        shelf.snapshots.put(record.root, number, chunks[number])
+        shelf.snapshots.files.put(record.root, number, chunks[number])
     again = shelf.snapshots.finish(record.root, 50, record.entry)
+    assert again is not None
     assert same(shelf.snapshots.load(again), tensors())
 
 
@@ -253,8 +290,9 @@ def test_a_snapshot_of_another_chain_is_not_taken_for_ours(shelf: Shelf) -> None
     """Its bytes are sound and its place is not: the file says which chain it is of."""
     record = shelf.take()
     shelf.snapshots.drop(record.root)
-    shelf.snapshots.open(record.root, record.size, record.chunk_ids)
+    shelf.snapshots.files.open(record.blob)
     other = shelf.snapshots.finish(record.root, 50, b"another entry".ljust(32))
+    assert other is not None
     assert shelf.snapshots.load(other) is None
 
 
@@ -279,19 +317,19 @@ def test_a_fetch_goes_on_after_a_kill(shelf: Shelf, tmp_path: Path) -> None:
     """P3: what came and was written down does not come again."""
     record = shelf.take()
     other = Shelf(tmp_path / "other")
-    have = other.snapshots.open(record.root, record.size, record.chunk_ids)
+    have = other.snapshots.files.open(record.blob)
     assert have.total() == 0
     for number in (0, 2):
-        data = shelf.snapshots.read(record.root, Level.CHUNK, number)
+        data = shelf.snapshots.files.read(record.root, Level.CHUNK, number)
         assert data is not None
-        other.snapshots.put(record.root, number, data)
+        other.snapshots.files.put(record.root, number, data)
     again = other.reopened()
-    assert set(again.open(record.root, record.size, record.chunk_ids)) == {0, 2}
-    offer = again.offer(record.root)
+    assert set(again.files.open(record.blob)) == {0, 2}
+    offer = again.files.offer(record.root)
     assert offer is not None
     assert offer.have == b"\x05", "others may have of us what is here"
-    assert again.read(record.root, Level.CHUNK, 0) is not None
-    assert again.read(record.root, Level.CHUNK, 1) is None
+    assert again.files.read(record.root, Level.CHUNK, 0) is not None
+    assert again.files.read(record.root, Level.CHUNK, 1) is None
     other.store.close()
 
 
@@ -299,27 +337,29 @@ def test_pieces_are_served_refused_and_capped(shelf: Shelf) -> None:
     record = shelf.take()
     sent: list[Message] = []
     posted: list[Event] = []
-    donor = Donor(shelf.snapshots, lambda to, message: sent.append(message), posted.append, _fail)
+    attachments = Attachments(shelf.home, shelf.store)
+    send = lambda to, message: sent.append(message)  # noqa: E731
+    donor = Donor(attachments, shelf.snapshots, send, posted.append, _fail)
     donor.offer(OTHER, record.root)
     donor.offer(OTHER, Hash(bytes(32)))
     donor.serve(ServePieces(OTHER, record.root, Level.PAGE, (0, 1)))
     donor.serve(ServePieces(OTHER, record.root, Level.CHUNK, (2, 0, 99)))
     donor.serve(ServePieces(OTHER, Hash(bytes(32)), Level.CHUNK, (5,)))
-    donor.open(OpenBlob(Hash(b"n" * 32), CHUNK_BYTES, bytes(32)))
+    donor.open(OpenBlob(Hash(b"n" * 32), CHUNK_BYTES, bytes(32), BlobKind.SNAPSHOT))
     donor._jobs.put(None)
     donor._take_jobs()
-    while donor._askers:
+    while any(donor._askers.values()):
         donor._serve_one()
     (offer,) = [message for message in sent if isinstance(message, BlobOffer)]
-    assert (offer.size, offer.have) == (record.size, None)
+    assert (offer.size, offer.have) == (record.blob.size, None)
     pieces = [message for message in sent if isinstance(message, Piece)]
     assert [(piece.level, piece.number) for piece in pieces] == [
         (Level.PAGE, 0),
         (Level.CHUNK, 2),
         (Level.CHUNK, 0),
     ]
-    assert pieces[0].data == pages_of(record.chunk_ids)[0]
-    assert chunk_id(pieces[1].data) == record.name(2)
+    assert pieces[0].data == pages_of(record.blob.chunk_ids)[0]
+    assert chunk_id(pieces[1].data) == record.blob.name(2)
     refused = [message.numbers for message in sent if isinstance(message, PieceRefused)]
     assert refused == [(1,), (99,), (5,)]
     assert posted == [BlobOpened(Hash(b"n" * 32), b"\x00")]

@@ -1,20 +1,34 @@
 """The trainer's thread between two ways of catching up: what comes first, and what it leads to."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from node import worker as worker_module
+from node.attachments import Attachments
+from node.chunks import Blob
 from node.methods.base import Contribution, RoundContext, WorkResult
 from node.snapshots import Snapshots
 from node.store import Store
 from node.stream import StateStream
 from node.worker import Place, Reports, Trainer, TrainingWorker
 from protocol.blobs import chunk_id, root_of
-from protocol.events import Applied, Event, Hold, Rebuild, Restore, StartWork, WorkDone
+from protocol.events import (
+    Applied,
+    Behind,
+    Event,
+    Hold,
+    Patch,
+    Patched,
+    Rebuild,
+    Restore,
+    StartWork,
+    WorkDone,
+)
 from protocol.ids import Hash, PeerId, RunId
 from protocol.ledger import Ledger, Mark
 from protocol.rules import Rules
@@ -33,8 +47,9 @@ class Counting:
         self.count = torch.zeros(1, dtype=torch.int64)
         self.gate = threading.Semaphore(0)
         self.waits = threading.Event()
-        self.had_time = False
         self.went_on = threading.Event()
+        self.digests = 0
+        self.was_over: bool | None = None  # the window, when work began
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
         self.waits.set()
@@ -42,8 +57,11 @@ class Counting:
         self.count += 1
 
     def work(self, round: RoundContext) -> WorkResult:
-        self.had_time = not round.expired()
+        self.was_over = round.expired()
         return WorkResult(b"8 bytes!", None)
+
+    def check(self, payload: bytes, attachment: bytes) -> None:
+        pass
 
     def overtime(self, round: RoundContext) -> None:
         self.went_on.set()
@@ -51,6 +69,7 @@ class Counting:
             pass
 
     def state_digest(self, key: int) -> int:
+        self.digests += 1
         return int(self.count)
 
     def replicated_state(self) -> dict[str, Tensor]:
@@ -68,8 +87,10 @@ class Bench:
         self.marks = self._write_chain()
         self.method = Counting()
         self.snapshots = Snapshots(home, self.store, 1_000)
+        self.attachments = Attachments(home, self.store)
         self.events: list[Event] = []
         self.told = threading.Condition()
+        self.loading = threading.Semaphore(1)
         trainer = Trainer(
             self.method,  # type: ignore[arg-type]
             lambda: 0.0,
@@ -80,7 +101,14 @@ class Bench:
             self._post, lambda to, message: None, lambda note: None, _fail,
             lambda what, done, total: None, lambda seconds: None,
         )  # fmt: skip
-        self.worker = TrainingWorker(trainer, place, self.store, self.snapshots, reports)
+
+        def make() -> Trainer:
+            self.loading.acquire()
+            return trainer
+
+        self.worker = TrainingWorker(
+            make, place, self.store, self.snapshots, self.attachments, reports
+        )
         self.snapshot = self._fetched(snapshot_round)
 
     def _write_chain(self) -> list[Mark]:
@@ -97,8 +125,8 @@ class Bench:
         stream = StateStream({"count": torch.tensor([round])}, meta)
         names = chunk_id(stream.chunk(0))
         root = root_of(stream.size, names)
-        self.snapshots.open(root, stream.size, names)
-        self.snapshots.put(root, 0, stream.chunk(0))
+        self.snapshots.files.open(Blob(root, stream.size, names))
+        self.snapshots.files.put(root, 0, stream.chunk(0))
         return SnapshotAt(round, root)
 
     def _post(self, event: Event) -> None:
@@ -119,6 +147,10 @@ class Bench:
     def of(self, kind: type[Event]) -> list[Event]:
         return [event for event in self.events if isinstance(event, kind)]
 
+    def wait_until(self, done: Callable[[], bool]) -> bool:
+        with self.told:
+            return self.told.wait_for(done, 60)
+
     def wait_for(self, kind: type[Event]) -> Event:
         with self.told:
             found = self.told.wait_for(
@@ -135,16 +167,99 @@ def _fail(error: BaseException) -> None:
 @pytest.fixture
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     bench = Bench(tmp_path / "home", request.param)
-    bench.worker.start()
     yield bench
+    bench.loading.release()
     bench.let_through(10 * ROUNDS)
     bench.worker.close(30.0)
     bench.store.close()
 
 
 @pytest.mark.parametrize("bench", [50], indirect=True)
+def test_a_snapshot_may_come_while_the_model_loads(bench: Bench) -> None:
+    """What is behind is told at once, without a pace that nobody measured (P7)."""
+    bench.loading.acquire()
+    bench.worker.start()
+    bench.rebuild()
+    assert bench.wait_for(Behind) == Behind(0, ROUNDS, None, ())
+    bench.worker.restore(Restore(bench.snapshot))
+    bench.let_through(ROUNDS - 50)
+    bench.loading.release()
+    assert bench.wait_for(Applied) == Applied(ROUNDS, bench.marks[-1].hash, ROUNDS)
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
+def test_a_model_that_cannot_be_loaded_ends_the_process(bench: Bench) -> None:
+    failed: list[BaseException] = []
+    told = threading.Event()
+
+    def fail(error: BaseException) -> None:
+        failed.append(error)
+        told.set()
+
+    def make() -> Trainer:
+        raise ValueError("no such model")
+
+    reports = Reports(
+        bench._post, lambda to, message: None, lambda note: None, fail,
+        lambda what, done, total: None, lambda seconds: None,
+    )  # fmt: skip
+    place = Place(RunId(RUN), ME, (ME,), RULES)
+    worker = TrainingWorker(make, place, bench.store, bench.snapshots, bench.attachments, reports)
+    bench.worker.start()
+    worker.start()
+    assert told.wait(60)
+    assert worker.close(30.0)
+    assert [str(error) for error in failed] == ["no such model"]
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
+def test_a_place_is_hashed_once(bench: Bench) -> None:
+    """For what the others are told, and for the contribution made there."""
+    bench.worker.start()
+    bench.rebuild()
+    bench.let_through(ROUNDS)
+    head = bench.marks[-1]
+    bench.worker.start_work(StartWork(head.round, head.hash, (PeerId(ME),), heldout=False))
+    bench.wait_for(WorkDone)
+    assert bench.method.digests == 1
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
+@pytest.mark.parametrize("late_s", [0.0, RULES.window_ms / 1000])
+def test_who_comes_to_a_round_late_works_for_what_is_left_of_it(
+    bench: Bench, late_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(worker_module.time, "monotonic", lambda: now_s[0])
+    bench.worker.start()
+    bench.worker.hold(Hold("a snapshot is on its way"))
+    head = bench.marks[-1]
+    bench.worker.start_work(StartWork(head.round, head.hash, (PeerId(ME),), heldout=False))
+    now_s[0] = late_s
+    bench.let_through(ROUNDS)
+    bench.worker.restore(Restore(bench.snapshot))
+    bench.wait_for(WorkDone)
+    assert bench.method.was_over == (late_s > 0)
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
+def test_who_was_mended_on_the_way_goes_on(bench: Bench) -> None:
+    bench.worker.start()
+    bench.rebuild()
+    assert bench.method.waits.wait(60)
+    bench.worker.patch(Patch(1, bench.marks[1].hash, ()))
+    bench.let_through(ROUNDS)
+    bench.wait_for(Patched)
+    reached = [Applied(1, bench.marks[1].hash, 1), Applied(ROUNDS, bench.marks[-1].hash, ROUNDS)]
+    assert bench.wait_until(
+        lambda: [one for one in bench.events if type(one) is Applied] == reached
+    )
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
 def test_a_snapshot_cuts_a_replay_short(bench: Bench) -> None:
     """It came while the first of many rounds was merged: the rest up to it are not."""
+    bench.worker.start()
     bench.rebuild()
     assert bench.method.waits.wait(60)
     bench.worker.restore(Restore(bench.snapshot))
@@ -155,6 +270,7 @@ def test_a_snapshot_cuts_a_replay_short(bench: Bench) -> None:
 
 @pytest.mark.parametrize("bench", [2], indirect=True)
 def test_a_snapshot_that_comes_too_late_does_not_lead_back(bench: Bench) -> None:
+    bench.worker.start()
     bench.rebuild()
     bench.let_through(5)
     while int(bench.method.count) < 5:
@@ -167,6 +283,7 @@ def test_a_snapshot_that_comes_too_late_does_not_lead_back(bench: Bench) -> None
 @pytest.mark.parametrize("bench", [50], indirect=True)
 def test_work_that_waited_for_a_snapshot_is_done(bench: Bench) -> None:
     """P4: whoever is alone closes no round without it."""
+    bench.worker.start()
     bench.worker.hold(Hold("a snapshot is on its way"))
     head = bench.marks[-1]
     bench.worker.start_work(StartWork(head.round, head.hash, (PeerId(ME),), heldout=False))
@@ -181,17 +298,19 @@ def test_work_that_waited_for_a_snapshot_is_done(bench: Bench) -> None:
 @pytest.mark.parametrize("late_ms", [0, RULES.window_ms])
 def test_who_comes_late_to_a_round_has_less_time(bench: Bench, late_ms: int) -> None:
     """P4: the others are not kept waiting."""
+    bench.worker.start()
     bench.let_through(ROUNDS)
     bench.rebuild()
     head = bench.marks[-1]
     bench.worker.start_work(StartWork(head.round, head.hash, (PeerId(ME),), False, late_ms))
     bench.wait_for(WorkDone)
-    assert bench.method.had_time == (late_ms == 0)
+    assert bench.method.was_over == (late_ms > 0)
 
 
 @pytest.mark.parametrize("bench", [50], indirect=True)
 def test_an_overdue_round_leaves_nobody_idle(bench: Bench) -> None:
     """What is asked for meanwhile is done at once."""
+    bench.worker.start()
     bench.let_through(ROUNDS)
     bench.rebuild()
     head = bench.marks[-1]
@@ -209,6 +328,7 @@ def test_overtime_is_not_added_to_the_next_window(
     """P4: a probe that began before the next round opened ends when that window is over."""
     clock = [1_000.0]
     monkeypatch.setattr("node.worker.time.monotonic", lambda: clock[0])
+    bench.worker.start()
     bench.let_through(ROUNDS)
     bench.rebuild()
     head = bench.marks[-1]
@@ -222,4 +342,4 @@ def test_overtime_is_not_added_to_the_next_window(
     bench.worker.start_work(task)
     with bench.told:
         assert bench.told.wait_for(lambda: len(bench.of(WorkDone)) == 2, 60)
-    assert not bench.method.had_time
+    assert bench.method.was_over
