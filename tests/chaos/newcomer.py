@@ -47,7 +47,7 @@ WINDOW_S: Final = 5.0
 TOOK_MS: Final = 7_500  # a round here, with what is merged, hashed and waited for
 # The snapshot of round 80 is named in round 85, and 10 rounds old, the average, after some more.
 OLD_ROUNDS: Final = 84
-PROBES: Final = 16
+PROBES: Final = 32
 CALM_ROUNDS: Final = 6
 _WAIT_S: Final = 600.0
 _NICE: Final = 10
