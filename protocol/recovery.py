@@ -19,6 +19,7 @@ from protocol.transfers import Transfers
 
 TRIVIAL_MS: Final = 3_000  # a replay that takes less is not worth anybody's uplink
 _FAR_ROUNDS: Final = 32  # so many are not waited for until one of them was measured
+_CLEARLY: Final = 1.5  # until one way takes so many times as long, both are gone
 _STUCK_MS: Final = 30_000
 _TELL_MS: Final = 2_000
 _REFUSED_MAX: Final = 16
@@ -33,7 +34,9 @@ class Choice:
 def choose(
     behind: Behind, snapshot: SnapshotAt, missing_bytes: int, bytes_per_ms: float
 ) -> Choice | None:
-    """Which way is faster from here; None while replaying has not been measured."""
+    """Which way is clearly faster from here; None while both are about as good, or replaying has
+    not been measured. The first seconds of either say little.
+    """
     if behind.ms_per_round is None:
         return None
     replay_ms = (behind.target - behind.round) * behind.ms_per_round
@@ -48,6 +51,8 @@ def choose(
         f" {max(0, behind.target - snapshot.round)} rounds takes"
         f" {(fetch_ms + tail_ms) / 1000:.0f} s"
     )
+    if max(fetch_ms + tail_ms, replay_ms) < _CLEARLY * min(fetch_ms + tail_ms, replay_ms):
+        return None
     if fetch_ms + tail_ms < replay_ms:
         return Choice(True, f"{fetch}; {replay}")
     return Choice(False, f"{replay}; {fetch}")

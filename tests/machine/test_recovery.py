@@ -189,6 +189,14 @@ def test_nearly_done_is_what_the_measured_rates_say() -> None:
     assert not recovery.is_nearly_done(1 << 40)
 
 
+def test_as_long_as_neither_way_is_clearly_faster_both_are_gone() -> None:
+    """What the first second says of a line may be half of what it gives."""
+    behind = Behind(0, 1_000, 100.0, ())
+    at = SnapshotAt(950, Hash(bytes(32)))
+    fetches = [choose(behind, at, 1_000, rate) for rate in (0.1, 0.01, 0.013, 0.006)]
+    assert [one and one.by_snapshot for one in fetches] == [True, None, None, False]
+
+
 def test_a_slow_line_loses_to_a_quick_replay() -> None:
     newcomer = Newcomer()
     newcomer.start_fetch()
