@@ -75,7 +75,7 @@ class Weather:
             flip=more.choice([0.0, 0.0, 0.02, 0.1]),
             snapshot_every=more.choice([4, 10, 50]),
             slow_replay=more.choice([0.0, 0.0, 0.5]),
-            attached_bytes=more.choice([0, 0, 0, 1, CHUNK_BYTES + 1]),
+            attached_bytes=more.choice([0, 0, 0, 0, 9, 9, CHUNK_BYTES + 1]),
         )
 
 
