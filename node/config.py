@@ -46,6 +46,10 @@ class RulesConfig(_Table):
     snapshot_every: Annotated[int, Field(ge=1, le=1_000_000)] = 50
     """Every so many rounds the state goes to disk on all peers, for newcomers to fetch from many.
     """
+    attachment_bytes_max: Annotated[int, Field(ge=0, le=64 << 30)] = 0
+    """What one contribution may bring beside its payload, for peers to fetch from each other;
+    0: nothing.
+    """
     members_max: Annotated[int, Field(ge=1, le=4_096)] = 1_024
 
     def rules(self) -> Rules:
@@ -56,6 +60,7 @@ class RulesConfig(_Table):
             deadline_ceiling_ms=round(max(self.grace_s, self.patience_s) * 1000),
             heldout_every=self.heldout_every,
             snapshot_every=self.snapshot_every,
+            attachment_bytes_max=self.attachment_bytes_max,
             members_max=self.members_max,
             **PRESETS[self.network],
         )

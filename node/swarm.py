@@ -41,11 +41,19 @@ class PeerProcess:
 
 
 class Swarm:
-    """`folder` holds everything; `options` go to every peer's command."""
+    """`folder` holds everything; `options` go to every peer's command, which starts with
+    `program`.
+    """
 
-    def __init__(self, folder: Path, config: Path, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Path,
+        options: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "cli.app"),
+    ) -> None:
         self.folder, self._config = folder, config.resolve()
-        self._options = tuple(options)
+        self._options, self._program = tuple(options), tuple(program)
         self.invite_file = folder / "invite"
         self.peers: list[PeerProcess] = []
 
@@ -63,8 +71,7 @@ class Swarm:
         home = self.folder / name
         command = (
             sys.executable,
-            "-m",
-            "cli.app",
+            *self._program,
             *arguments,
             "--home",
             str(home),

@@ -19,7 +19,7 @@ from protocol.entries import (
     leave_bytes,
     seal_bytes,
 )
-from protocol.events import Effect, Note, Received, Send, Started, WorkDone
+from protocol.events import Effect, Event, Note, Received, Send, Started, WorkDone
 from protocol.ids import Hash, Millis, PeerId, RunId, digest
 from protocol.invites import mint_token
 from protocol.ledger import Judge, Mark
@@ -170,6 +170,10 @@ class Door:
         """As it would arrive: through the codec."""
         event = Received(source, encode(message), wall_s)
         assert decode(event.data) is not None
+        self.effects = self.peer.handle(event, Millis(self.now))
+        return self.effects
+
+    def on(self, event: Event) -> list[Effect]:
         self.effects = self.peer.handle(event, Millis(self.now))
         return self.effects
 

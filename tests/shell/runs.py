@@ -32,6 +32,7 @@ patience_s = {patience_s}
 quorum = "{quorum}"
 heldout_every = 5
 snapshot_every = {snapshot_every}
+attachment_bytes_max = {attachment_bytes_max}
 
 [node]
 threads = 1
@@ -46,6 +47,7 @@ def write_run(
     window_s: float = 0.3,
     patience_s: float = 3.0,
     snapshot_every: int = 10,
+    attachment_bytes_max: int = 0,
 ) -> Path:
     """A run file and its text in `folder`."""
     text = folder / "text.txt"
@@ -59,6 +61,7 @@ def write_run(
             window_s=window_s,
             patience_s=patience_s,
             snapshot_every=snapshot_every,
+            attachment_bytes_max=attachment_bytes_max,
         )
     )
     return path

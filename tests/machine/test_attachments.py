@@ -1,0 +1,322 @@
+"""Attachments of contributions: nobody lists, accepts or merges what is not here."""
+
+from protocol.attachments import Attachments
+from protocol.blobs import chunk_id, page_id, root_of
+from protocol.codec import CHUNK_BYTES
+from protocol.entries import Attachment, Body, Entry, contribution_bytes
+from protocol.events import (
+    Applied,
+    Apply,
+    Behind,
+    BlobKept,
+    BlobKind,
+    BlobOpened,
+    DropBlob,
+    GiveBack,
+    Hold,
+    KeepBlob,
+    OfferBlob,
+    OpenBlob,
+    Proceed,
+    Rebuild,
+    StartWork,
+    Tick,
+    WorkDone,
+)
+from protocol.ids import Hash, Millis, PeerId
+from protocol.ledger import Mark
+from protocol.messages import (
+    Accepted,
+    BlobOffer,
+    BlobRequest,
+    Closed,
+    Contribute,
+    Entries,
+    Level,
+    Piece,
+    PieceRequest,
+    Propose,
+)
+from protocol.rounds import ranking
+from protocol.rules import Quorum, Rules
+from protocol.snapshots import SnapshotAt
+from tests.machine.making import RUN, Door, StubKeys, genesis, ids, line, sealed
+
+P = ids(4)
+START = genesis(P)
+FIRST, SECOND, THIRD, LAST = ranking(RUN, 0, START.roster)
+SIZE = CHUNK_BYTES + 9
+CHUNKS = (b"a" * CHUNK_BYTES, b"b" * 9)
+NAMES = b"".join(map(chunk_id, CHUNKS))
+ONE = Attachment(root_of(SIZE, NAMES), SIZE)
+ANY = Rules(attachment_bytes_max=SIZE)
+MAJORITY = Rules(attachment_bytes_max=SIZE, quorum=Quorum.MAJORITY)
+
+
+def bring(mark: Mark, author: PeerId, attached: Attachment | None = ONE) -> Contribute:
+    made, _ = line(mark, author)
+    made = type(made)(made.seat, made.payload, made.loss, made.heldout, None, attached)
+    signed = contribution_bytes(RUN, mark.round, mark.hash, 7, made)
+    return Contribute(
+        mark.round,
+        mark.hash[:8],
+        7,
+        made.payload,
+        made.loss,
+        made.heldout,
+        None,
+        attached,
+        StubKeys(author).sign(signed),
+    )
+
+
+def closed(mark: Mark, closer: PeerId, author: PeerId, attached: Attachment | None = ONE) -> Entry:
+    """An entry with one contribution."""
+    message, seat, by = bring(mark, author, attached), mark.roster.seat(author), closer
+    closer_seat = mark.roster.seat(by)
+    assert seat is not None
+    assert closer_seat is not None
+    lines = (message.line(seat),)
+    body = Body(mark.round, mark.hash, closer_seat, 1_200, 7, lines, (), ())
+    return sealed(body, by, (message.signature,))
+
+
+def give(door: Door, holder: PeerId) -> None:
+    """`holder` sends all of it, and the disk keeps it."""
+    door.hear(holder, BlobOffer(ONE.root, SIZE, (page_id(NAMES),), None))
+    door.hear(holder, Piece(ONE.root, Level.PAGE, 0, NAMES))
+    (opened,) = door.of(OpenBlob)
+    assert opened.kind is BlobKind.ATTACHMENT
+    door.on(BlobOpened(ONE.root, b"\x00"))
+    for number, chunk in enumerate(CHUNKS):
+        door.hear(holder, Piece(ONE.root, Level.CHUNK, number, chunk))
+    (keep,) = door.of(KeepBlob)
+    assert keep.root == ONE.root
+    door.on(BlobKept(ONE.root))
+
+
+def held(door: Door) -> set[PeerId]:
+    return set(door.peer._closing._round.held)
+
+
+def test_a_contribution_counts_once_its_attachment_is_here() -> None:
+    """P2: a closer lists only what it holds."""
+    door = Door(FIRST, P, ANY)
+    door.hear(THIRD, bring(START, THIRD))
+    ((to, request),) = door.sent(BlobRequest)
+    assert to[0] == THIRD
+    assert request.root == ONE.root
+    assert held(door) == set()
+    door.hear(THIRD, bring(START, THIRD))
+    assert not door.sent(BlobRequest), "it is on its way"
+    door.now = 900
+    give(door, THIRD)
+    assert held(door) == {THIRD}
+    assert door.peer._closing._arrivals[-1] == 900, "so long it took to come"
+
+
+def test_what_the_run_does_not_allow_is_refused() -> None:
+    """P6."""
+    for rules, attached in (
+        (Rules(), ONE),
+        (ANY, Attachment(ONE.root, SIZE + 1)),
+        (ANY, Attachment(ONE.root, 0)),
+    ):
+        door = Door(FIRST, P, rules)
+        door.hear(THIRD, bring(START, THIRD, attached))
+        assert "an attachment of" in door.faults()[0]
+        door.hear(THIRD, Closed(closed(START, THIRD, THIRD, attached)))
+        assert door.faults()
+        assert door.mark.round == 0
+
+
+def test_a_blob_of_another_size_is_not_what_was_named() -> None:
+    """P6: the author may lie about the size; nobody is made to fetch more than it said."""
+    door = Door(FIRST, P, ANY)
+    door.hear(THIRD, bring(START, THIRD, Attachment(ONE.root, SIZE - 1)))
+    door.hear(THIRD, BlobOffer(ONE.root, SIZE, (page_id(NAMES),), None))
+    assert not door.sent(PieceRequest)
+    assert not door.faults(), "who offers it did not lie"
+
+
+def test_an_attachment_is_part_of_what_is_signed() -> None:
+    door = Door(FIRST, P, ANY)
+    told = bring(START, THIRD)
+    other = Contribute(
+        told.round,
+        told.tip,
+        told.state,
+        told.payload,
+        told.loss,
+        told.heldout,
+        None,
+        Attachment(ONE.root, SIZE - 2),
+        told.signature,
+    )
+    door.hear(THIRD, other)
+    assert door.faults() == ["a contribution with a false signature"]
+
+
+def test_what_is_late_by_a_round_is_no_longer_fetched() -> None:
+    door = Door(FIRST, P, ANY)
+    door.hear(THIRD, bring(START, THIRD))
+    mark = START
+    for _ in range(2):
+        entry = closed(mark, SECOND, SECOND, None)
+        door.hear(SECOND, Closed(entry))
+        mark = door.mark
+    assert door.of(DropBlob) == [DropBlob(ONE.root)]
+    assert not door.peer._attachments._waits
+
+
+def test_a_member_accepts_only_what_it_could_merge() -> None:
+    """P3: once most have accepted an entry, most hold all that it lists."""
+    door = Door(THIRD, P, MAJORITY)
+    proposal = Propose(0, closed(START, FIRST, SECOND))
+    door.hear(FIRST, proposal)
+    assert not door.sent(Accepted)
+    asked = {peer for to, _ in door.sent(BlobRequest) for peer in to}
+    assert {FIRST, SECOND} <= asked
+    give(door, SECOND)
+    ((to, accepted),) = door.sent(Accepted)
+    assert to == (FIRST,)
+    assert accepted.entry == proposal.entry.hash
+
+
+def test_our_own_work_and_what_is_given_back_name_it() -> None:
+    door = Door(THIRD, P, ANY)
+    door.on(WorkDone(0, START.hash, 7, b"8 bytes!", 1.5, None, None, ONE))
+    assert all(sent.attached == ONE for _, sent in door.sent(Contribute))
+    door.hear(FIRST, Closed(closed(START, FIRST, FIRST, None)))
+    assert door.of(GiveBack) == [GiveBack(0, b"8 bytes!", ONE)]
+
+
+def test_an_entry_that_came_is_fetched_for_at_once() -> None:
+    door = Door(LAST, P, ANY)
+    entry = closed(START, FIRST, SECOND)
+    door.hear(FIRST, Closed(entry))
+    assert door.of(Apply)[0].entry == entry
+    asked = {peer for to, _ in door.sent(BlobRequest) for peer in to}
+    assert {FIRST, SECOND} <= asked
+
+
+def lacking(door: Door, snapshots: tuple[SnapshotAt, ...] = ()) -> Entry:
+    """The head's entry is here, and what it lists is not."""
+    entry = closed(START, FIRST, SECOND)
+    door.hear(FIRST, Closed(entry))
+    door.on(Behind(0, 1, None, snapshots, (ONE,)))
+    return entry
+
+
+def test_the_state_goes_on_once_it_is_here() -> None:
+    door = Door(LAST, P, ANY)
+    lacking(door)
+    give(door, FIRST)
+    assert door.of(Proceed) == [Proceed()]
+    door.on(Tick())
+    assert not door.of(Proceed), "once"
+
+
+def wait(door: Door, ms: int) -> None:
+    end = door.now + ms
+    while door.now < end:
+        wake = door.peer.wake_ms
+        door.now = min(end, max(door.now + 1, end if wake is None else int(wake)))
+        door.on(Tick())
+        if door.of(Rebuild) or door.of(Hold):
+            return
+
+
+def test_what_nobody_sends_is_left_behind_with_the_entry_that_lists_it() -> None:
+    """P4: its author and its closer are gone for good. The rest go on from before that round."""
+    door = Door(LAST, P, ANY)
+    entry = lacking(door)
+    assert door.mark.round == 1
+    wait(door, ANY.deadline_ceiling_ms + 1)
+    (rebuild,) = door.of(Rebuild)
+    assert (rebuild.round, rebuild.parent, rebuild.switched) == (0, START.hash, True)
+    assert [task.round for task in door.of(StartWork)] == [0]
+    door.hear(THIRD, Closed(entry))
+    assert door.mark.round == 0, "it is not followed again"
+    give(door, THIRD)
+    door.hear(THIRD, Closed(entry))
+    assert door.mark.hash == entry.hash, "until what it lists is here"
+
+
+def test_our_own_seal_binds_us() -> None:
+    """Another for the same round would be equivocation."""
+    door = Door(LAST, P, ANY)
+    entry = closed(START, LAST, SECOND)
+    door.hear(FIRST, Closed(entry))
+    door.on(Behind(0, 1, None, (), (ONE,)))
+    wait(door, 3 * ANY.deadline_ceiling_ms)
+    assert door.mark.hash == entry.hash
+
+
+def test_who_votes_waits() -> None:
+    """P5: most hold what an entry lists that counts."""
+    door = Door(LAST, P, MAJORITY)
+    door.hear(FIRST, Entries((closed(START, FIRST, SECOND),), door.peer.ledger.summary()))
+    door.on(Behind(0, 1, None, (), (ONE,)))
+    wait(door, 3 * ANY.deadline_ceiling_ms)
+    assert door.mark.round == 1
+
+
+def test_a_snapshot_leads_past_what_nobody_sends() -> None:
+    door = Door(LAST, P, ANY)
+    lacking(door, (SnapshotAt(5, Hash(b"s" * 32)),))
+    wait(door, ANY.deadline_ceiling_ms + 1)
+    assert door.of(Hold)
+    assert not door.of(Rebuild)
+    assert door.mark.round == 1
+
+
+def test_who_is_up_and_came_past_it_will_help() -> None:
+    """It holds what we lack, or a snapshot: no reason to leave its chain."""
+    door = Door(LAST, P, ANY)
+    lacking(door)
+    for _ in range(3):
+        after = closed(door.mark, FIRST, THIRD, None)
+        door.hear(FIRST, Closed(after))
+    door.on(Behind(0, 4, None, (), (ONE,)))
+    for _ in range(40):
+        door.now += 1_000
+        for peer in (FIRST, SECOND, THIRD):
+            door.peer.membership.heard(peer, Millis(door.now))
+        door.on(Tick())
+        assert not door.of(Rebuild)
+    assert door.mark.round == 4
+
+
+def test_a_state_that_came_past_needs_nothing_older() -> None:
+    door = Door(LAST, P, ANY)
+    lacking(door)
+    mark = door.mark
+    for _ in range(2):
+        door.hear(FIRST, Closed(closed(door.mark, FIRST, THIRD, None)))
+    door.on(Applied(door.mark.round, door.mark.hash, 7))
+    assert DropBlob(ONE.root) in door.of(DropBlob)
+    assert mark.round == 1
+
+
+def test_those_who_asked_hear_of_what_has_come() -> None:
+    """So that not all take it from the few who had it first."""
+    door = Door(FIRST, P, ANY)
+    door.hear(THIRD, bring(START, THIRD))
+    door.hear(LAST, BlobRequest(ONE.root))
+    assert door.of(OfferBlob) == [OfferBlob(LAST, ONE.root)]
+    door.hear(THIRD, BlobOffer(ONE.root, SIZE, (page_id(NAMES),), None))
+    door.hear(THIRD, Piece(ONE.root, Level.PAGE, 0, NAMES))
+    door.on(BlobOpened(ONE.root, b"\x00"))
+    door.hear(THIRD, Piece(ONE.root, Level.CHUNK, 0, CHUNKS[0]))
+    door.hear(THIRD, Piece(ONE.root, Level.CHUNK, 1, CHUNKS[1]))
+    assert door.of(OfferBlob) == [OfferBlob(LAST, ONE.root)]
+
+
+def test_the_same_bytes_in_a_later_round_stay_for_that_one() -> None:
+    """P8 must not collect what another round still needs."""
+    attachments = Door(FIRST, P, ANY).peer._attachments
+    assert isinstance(attachments, Attachments)
+    attachments.hold(ONE.root, 3)
+    attachments.want((ONE,), 9, (), lambda: None)
+    assert attachments._core.out[-1] == KeepBlob(ONE.root, 9)
