@@ -152,6 +152,8 @@ class NodeWatcher:
         elif note.event == "fetching-snapshot":
             self._stats.activity = fetching(note.fields)
             self._tell(self._stats.activity)
+        elif note.event == "snapshot-fetched":
+            self._tell(f"loading the snapshot of round {note.fields['round']}")
         elif note.event == "catching-up":
             self._tell(f"catching up by {note.fields['way']}: {note.fields['why']}")
         self._log.emit(_LEVELS[note.level], note.event, note.fields)

@@ -124,6 +124,27 @@ _P2: Final[_Rows] = (
         "tuple(held.line for held in chosen[:-1]),",
         _MACHINE + "test_closing.py::test_the_closer_closes_once_all_are_in",
     ),
+    (
+        "A closer lists what it does not hold.",
+        "protocol/closing.py",
+        "        if line.attached is None:\n            self._list(",
+        "        if line is not None:\n            self._list(",
+        _MACHINE + "test_attachments.py::test_a_contribution_counts_once_its_attachment_is_here",
+    ),
+    (
+        "A replica merges an attachment that is not what its payload says.",
+        "node/replica.py",
+        "                self.method.check(line.payload, data)",
+        "                pass",
+        "tests/methods/test_replica.py::test_what_cannot_be_merged_is_left_out_by_all",
+    ),
+    (
+        "A replica merges the part of a round that is here.",
+        "node/replica.py",
+        "        if lacking:\n            raise LackingError(entry.round, tuple(lacking))",
+        "        if not lacking and self._me is None:\n            raise LackingError(0, ())",
+        "tests/methods/test_replica.py::test_nothing_is_merged_while_something_lacks",
+    ),
 )
 
 _P3: Final[_Rows] = (
@@ -190,6 +211,20 @@ _P3: Final[_Rows] = (
         "        self._have = Bits(have.count)\n        self._missing = have.count",
         _MACHINE + "test_blobs.py::test_what_is_on_disk_already_is_not_asked_for",
     ),
+    (
+        "A member accepts what it could not merge.",
+        "protocol/closing.py",
+        "        self._want(entry, lambda: self._accept(round, sender, message))",
+        "        self._accept(round, sender, message)",
+        _MACHINE + "test_attachments.py::test_a_member_accepts_only_what_it_could_merge",
+    ),
+    (
+        "Attachments of work that may be given back are thrown away.",
+        "node/attachments.py",
+        "gone = [root for root in old if root not in stay]",
+        "gone = list(old)",
+        "tests/shell/test_attachments.py::test_old_ones_go_and_what_may_be_given_back_stays",
+    ),
 )
 
 _P4: Final[_Rows] = (
@@ -227,6 +262,13 @@ _P4: Final[_Rows] = (
         "    if now_ms < deadline_ms:\n",
         "    if deadline_ms:\n",
         "tests/scenarios/test_nobody_is_needed.py::test_nobody_waits_for_the_slowest",
+    ),
+    (
+        "An attachment that is lost holds everybody up for ever.",
+        "protocol/attachments.py",
+        "            self._lost(event)",
+        "            pass",
+        _MACHINE + "test_attachments.py::test_what_nobody_sends_is_left_behind_with_its_entry",
     ),
 )
 
@@ -279,6 +321,13 @@ _P5: Final[_Rows] = (
         "core.send(other, Sync(core.membership.view_hash(), core.ledger.summary()))",
         "pass",
         _MACHINE + "test_closing.py::test_another_branch_is_answered_with_our_head",
+    ),
+    (
+        "A chain that shares its beginning with another one read before is never read.",
+        "protocol/ledger.py",
+        "        tip = self._on_branch(entry.round)\n",
+        "        tip = self._branch[-1] if self._branch else None\n",
+        _MACHINE + "test_ledger.py::test_a_branch_that_parts_from_another_branch_is_read",
     ),
 )
 
@@ -345,6 +394,13 @@ _P6: Final[_Rows] = (
         "if self._asked != (place, sender) or not self._is_damaged:",
         "if not self._is_damaged:",
         _MACHINE + "test_mending.py::test_what_nobody_asked_for_is_not_put_in_place",
+    ),
+    (
+        "A blob larger than its author said is fetched.",
+        "protocol/transfers.py",
+        "if order.size is None or message.size == order.size:",
+        "if order.size is None or message.size > 0:",
+        _MACHINE + "test_attachments.py::test_a_blob_of_another_size_is_not_what_was_named",
     ),
 )
 
@@ -423,5 +479,12 @@ _P8: Final[_Rows] = (
         "if self._times[peer] >= limit:",
         "if self._times[peer] < 0:",
         _MACHINE + "test_membership.py::test_a_rumor_is_told_a_few_times_only",
+    ),
+    (
+        "Everybody takes an attachment from the few who had it first.",
+        "protocol/transfers.py",
+        "        if news > order.news:",
+        "        if news < 0:",
+        _MACHINE + "test_attachments.py::test_those_who_asked_hear_of_what_has_come",
     ),
 )

@@ -227,7 +227,7 @@ def wait(door: Door, ms: int) -> None:
             return
 
 
-def test_what_nobody_sends_is_left_behind_with_the_entry_that_lists_it() -> None:
+def test_what_nobody_sends_is_left_behind_with_its_entry() -> None:
     """P4: its author and its closer are gone for good. The rest go on from before that round."""
     door = Door(LAST, P, ANY)
     entry = lacking(door)
@@ -300,7 +300,7 @@ def test_a_state_that_came_past_needs_nothing_older() -> None:
 
 
 def test_those_who_asked_hear_of_what_has_come() -> None:
-    """So that not all take it from the few who had it first."""
+    """P8: so that not all take it from the few who had it first."""
     door = Door(FIRST, P, ANY)
     door.hear(THIRD, bring(START, THIRD))
     door.hear(LAST, BlobRequest(ONE.root))
