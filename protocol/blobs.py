@@ -146,10 +146,6 @@ class Fetch:
         return self._names or None
 
     @property
-    def page_ids(self) -> tuple[Hash, ...]:
-        return self._page_ids
-
-    @property
     def is_whole(self) -> bool:
         return self._have is not None and self._missing == 0
 

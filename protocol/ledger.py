@@ -304,6 +304,7 @@ class Ledger:
         if on_branch is not None and on_branch.hash == entry.hash:
             return
         self._grow(entry)
+        step.read.append(entry)
         step.writes.append(_keep(entry))
         if heavier(self._branch[-1], self.head):
             self._switch(step)
@@ -392,6 +393,7 @@ class Step:
     last: Entry | None = None  # the newest entry of the chain, if it moved
     fault: RemoteError | None = None  # an entry did not hold, and what followed was not looked at
     left: Entry | None = None  # one that we left came up, and what followed was not looked at
+    read: list[Entry] = field(default_factory=list)  # of the branch; of the chain if it switched
 
 
 def heavier(one: Mark, other: Mark) -> bool:

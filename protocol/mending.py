@@ -6,7 +6,7 @@ at the same place. An update never moves damage from one element to another, so 
 one round is the same few chunks in the next, and a try that came too late is made again there.
 """
 
-from typing import Final
+from typing import Any, Final
 
 from protocol.core import Core
 from protocol.entries import Entry
@@ -19,6 +19,7 @@ CHECK_BYTES: Final = 8  # of a chunk's name: a chance, not a foe, is what is loo
 _TRIES: Final = 5
 _WITNESSES: Final = 2  # members that must agree with each other before we believe them
 _DIFFERING_MAX: Final = 32  # chunks; more than that is no flipped bit
+_STATES_KEPT: Final = 64
 
 Place = tuple[int, Hash]
 
@@ -26,6 +27,8 @@ Place = tuple[int, Hash]
 class Mending:
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._states: dict[Place, int] = {}  # our state digests
+        self._claims: dict[Place, tuple[Entry, tuple[PeerId, ...]]] = {}  # say what they should be
         self._donors: tuple[PeerId, ...] = ()  # stood on the state that most share
         self._is_damaged = False
         self._is_patched = False  # and the next entry will say whether that was all
@@ -33,11 +36,31 @@ class Mending:
         self._asked: tuple[Place, PeerId] | None = None
         self._stands: Place | None = None
 
-    @property
-    def is_damaged(self) -> bool:
-        return self._is_damaged
+    def claim(self, entry: Entry, seats: tuple[PeerId, ...]) -> None:
+        """It says on what state its contributions stood; `seats` are its round's members."""
+        place = entry.round, entry.body.parent
+        self._claims[place] = entry, seats
+        _trim(self._claims)
+        self._compare(place)
 
-    def differs(self, entry: Entry, seats: tuple[PeerId, ...]) -> None:
+    def _compare(self, place: Place) -> None:
+        """P1, checked: most of a round's contributors stood on this state, and so must we."""
+        if place not in self._states or place not in self._claims:
+            return
+        mine, (entry, seats) = self._states[place], self._claims[place]
+        if mine == entry.body.state:
+            self._agrees()
+            return
+        self._core.note(
+            "error",
+            "digest-mismatch",
+            round=place[0],
+            mine=f"{mine:016x}",
+            theirs=f"{entry.body.state:016x}",
+        )
+        self._differs(entry, seats)
+
+    def _differs(self, entry: Entry, seats: tuple[PeerId, ...]) -> None:
         """Our state at the opening of `entry`'s round was not the one that its lines stood on."""
         me = self._core.me
         lines = entry.body.lines
@@ -52,16 +75,19 @@ class Mending:
         elif self._stands is not None:
             self._begin(self._stands)
 
-    def agrees(self) -> None:
+    def _agrees(self) -> None:
         """Our state is the one that most stand on."""
         self._is_damaged = self._is_patched = False
         self._tries, self._asked = 0, None
 
-    def stands(self, place: Place) -> None:
-        """The state came to a new place."""
+    def stands(self, place: Place, state: int) -> None:
+        """The state came to a new place, with this digest."""
+        self._states[place] = state
+        _trim(self._states)
         self._stands = place
         if self._is_damaged and not self._is_patched:
             self._begin(place)
+        self._compare(place)
 
     def _begin(self, place: Place) -> None:
         if place == (self._core.head.round, self._core.head.hash):
@@ -110,7 +136,12 @@ class Mending:
 
     def _start_over(self, why: str) -> None:
         core = self._core
-        self.agrees()
+        self._agrees()
         core.out.append(
             Rebuild(core.head.round, core.head.hash, switched=False, from_scratch=True, reason=why)
         )
+
+
+def _trim(table: dict[Place, Any]) -> None:
+    while len(table) > _STATES_KEPT:
+        del table[next(iter(table))]

@@ -6,9 +6,9 @@ their sender (P6). A `LocalError` that escapes is a bug of ours.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, assert_never
+from typing import Final, assert_never
 
 from protocol import codec
 from protocol.admission import Admissions, is_peer
@@ -90,12 +90,11 @@ from protocol.messages import (
 )
 from protocol.recovery import Recovery
 from protocol.relaying import RelayCounts, Relaying, RelayLimits
-from protocol.roster import Roster
-from protocol.rules import Quorum, Rules
+from protocol.retreat import Retreat
+from protocol.rules import Rules
 from protocol.transfers import Transfers
 
 STOP_MS_MAX: Final = 3_000
-_STATES_KEPT: Final = 64
 _READY_ROUNDS: Final = 2
 _STORY_LENGTH: Final = 64
 # In one view; a card has some 150 bytes, and views are compared every few seconds (P8).
@@ -144,10 +143,11 @@ class Peer:
         self._core = Core(run, rules, keys, dice, judge, ledger, membership, manifest, now)
         self._checkups = Checkups(self._core)
         self._relaying = Relaying(self._core, relay_limits or RelayLimits())
-        self._catchup = CatchUp(self._core, self._advance, self._reconsider)
         self._transfers = Transfers(self._core)
-        self._recovery = Recovery(self._core, self._transfers, lambda: self._catchup.busy)
         self._attachments = Attachments(self._core, self._transfers, self._lost)
+        self._retreat = Retreat(self._core, self._attachments)
+        self._catchup = CatchUp(self._core, self._advance, self._retreat.reconsider)
+        self._recovery = Recovery(self._core, self._transfers, lambda: self._catchup.busy)
         self._mending = Mending(self._core)
         self._admissions = Admissions(self._core, self._catchup, self._is_ready)
         self._closing = Closing(
@@ -159,9 +159,6 @@ class Peer:
         )
         self._closing.last = saved.last
         self._next_sync_ms = now + dice.below(rules.sync_interval_ms)
-        self._states: dict[tuple[int, Hash], int] = {}  # our state digests
-        self._claims: dict[tuple[int, Hash], Entry] = {}  # say what they should be
-        self._seats: dict[tuple[int, Hash], tuple[PeerId, ...]] = {}  # of the same rounds
         self._applied_round: int | None = None  # where the replicated state stood last
         self._stop_at_ms: Millis | None = None
         self._started = self._halted = False
@@ -560,6 +557,8 @@ class Peer:
             assert step.fork_round is not None
             core.save(step.writes)
             self._closing.last = step.last
+            for entry in step.read:
+                self._rejoined(entry)
             why = f"a heavier ledger parts from ours at round {step.fork_round}"
             self._switched(step.switched_from, step.fork_round, why)
         elif step.appended:
@@ -568,6 +567,12 @@ class Peer:
             core.save(step.writes)
             return
         self._opened()
+
+    def _rejoined(self, entry: Entry) -> None:
+        """Was it read of the chain that is ours now?"""
+        before, after = (self._core.ledger.mark_at(entry.round + more) for more in (0, 1))
+        if before is not None and after is not None and after.hash == entry.hash:
+            self._joined(entry, before)
 
     def _opened(self) -> None:
         """The head is another."""
@@ -588,7 +593,7 @@ class Peer:
             if missed is not None:
                 core.out.append(missed)
             core.out.append(Apply(entry, before.roster.members))
-            self._claim(entry, before)
+            self._joined(entry, before)
             self._membership_changed(entry, before)
             self._tell(f"entry {entry.hash[:4].hex()} of {len(entry.body.lines)} contributions")
 
@@ -598,44 +603,16 @@ class Peer:
         """
         core = self._core
         self._attachments.behind(event)
-        if self._recovery.instead(event) or core.rules.quorum is not Quorum.ANY:
+        if self._recovery.instead(event):
             return
-        before = core.ledger.mark_at(event.round)
-        entry = None if before is None else self._claims.get((event.round, before.hash))
-        if before is None or entry is None or core.me not in before.roster:
-            return
-        if before.roster.members[entry.body.closer] == core.me:
-            return  # our own seal binds us: another for the same round would be equivocation
-        up = set(core.membership.others_up()) - core.membership.down()
-        following = self._entries_since(event.round + 1)
-        if _contributes(up, before.roster.after(entry.body), following):
+        left = self._retreat.from_round(event.round)
+        if left is None:
             return
         head = core.head
-        core.save(core.ledger.retreat(before, entry))
+        core.save(core.ledger.retreat(*left))
         self._closing.last = None
         self._switched(head, event.round, f"nobody sends what round {event.round} lists")
         self._opened()
-
-    def _entries_since(self, round: int) -> list[Entry]:
-        """Of our chain, as far as they are known here."""
-        marks = (self._core.ledger.mark_at(at) for at in range(round, self._core.head.round))
-        found = (self._claims.get((mark.round, mark.hash)) for mark in marks if mark is not None)
-        return [entry for entry in found if entry is not None]
-
-    def _reconsider(self, source: bytes, entry: Entry, following: Sequence[Entry]) -> bool:
-        """Others follow an entry that we left. Once what it lists is to be had, so will we."""
-        core, before = self._core, self._core.ledger.mark_at(entry.round)
-
-        def allow() -> None:
-            core.ledger.allow(entry.hash)
-
-        if before is None or before.hash != entry.body.parent:
-            return False
-        if _contributes({source}, before.roster.after(entry.body), following):
-            allow()
-            return True
-        self._attachments.want(entry.body.attachments, core.head.round, (), allow)
-        return False
 
     def _switched(self, before: Mark, fork_round: int, reason: str) -> None:
         core = self._core
@@ -693,50 +670,10 @@ class Peer:
         self._attachments.stands(event.round)
         if event.round + _READY_ROUNDS >= self._core.head.round:
             self._recovery.caught_up()
-        self._states[place] = event.state
-        self._trim(self._states)
-        self._mending.stands(place)
-        self._compare_state(place)
+        self._mending.stands(place, event.state)
         self._admissions.tick()
 
-    def _claim(self, entry: Entry, before: Mark) -> None:
-        place = entry.round, entry.body.parent
-        self._claims[place] = entry
-        self._seats[place] = before.roster.members
-        self._trim(self._claims)
-        self._trim(self._seats)
-        self._compare_state(place)
-
-    def _trim(self, table: dict[tuple[int, Hash], Any]) -> None:
-        while len(table) > _STATES_KEPT:
-            del table[next(iter(table))]
-
-    def _compare_state(self, place: tuple[int, Hash]) -> None:
-        """P1, checked: most of a round's contributors stood on this state, and so must we."""
-        mine, entry = self._states.get(place), self._claims.get(place)
-        if mine is None or entry is None:
-            return
-        if mine == entry.body.state:
-            self._mending.agrees()
-            return
-        self._core.note(
-            "error",
-            "digest-mismatch",
-            round=place[0],
-            mine=f"{mine:016x}",
-            theirs=f"{entry.body.state:016x}",
-        )
-        self._mending.differs(entry, self._seats[place])
-
-
-def _contributes(who: Set[bytes], roster: Roster, entries: Iterable[Entry]) -> bool:
-    """Did one of these contribute to entries that start with this roster? Then its state came past
-    the one before, and it can help whoever lacks that one's attachments: with those, or with a
-    snapshot.
-    """
-    for entry in entries:
-        members = roster.members
-        if any(line.seat < len(members) and members[line.seat] in who for line in entry.body.lines):
-            return True
-        roster = roster.after(entry.body)
-    return False
+    def _joined(self, entry: Entry, before: Mark) -> None:
+        """The chain; it was not there, or not with us."""
+        self._retreat.joined(entry)
+        self._mending.claim(entry, before.roster.members)

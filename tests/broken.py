@@ -39,7 +39,7 @@ _MACHINE: Final = "tests/machine/"
 _P1: Final[_Rows] = (
     (
         "A replica whose digest is not the others' believes that it agrees.",
-        "protocol/peer.py",
+        "protocol/mending.py",
         "if mine == entry.body.state:",
         "if mine is not None:",
         _MACHINE + "test_mending.py::test_a_mismatch_is_said_loudly_and_looked_into",

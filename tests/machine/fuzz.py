@@ -586,7 +586,7 @@ class Attack:
                 "avoided": (len(peer._relaying._avoided), 1_024),
                 "windows": (len(peer._relaying._windows), members + STRANGERS_MAX),
                 "former": (len(peer.membership._former), 64),
-                "states": (len(peer._states), 64),
+                "states": (len(peer._mending._states), 64),
             }
             over = {name: size for name, (size, most) in sizes.items() if size > most}
             if over:

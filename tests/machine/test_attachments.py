@@ -40,7 +40,7 @@ from protocol.messages import (
 from protocol.rounds import ranking
 from protocol.rules import Quorum, Rules
 from protocol.snapshots import SnapshotAt
-from tests.machine.making import RUN, Door, StubKeys, genesis, ids, line, sealed
+from tests.machine.making import RUN, Door, StubKeys, genesis, ids, judge, line, sealed
 
 P = ids(4)
 START = genesis(P)
@@ -320,3 +320,18 @@ def test_the_same_bytes_in_a_later_round_stay_for_that_one() -> None:
     attachments.hold(ONE.root, 3)
     attachments.want((ONE,), 9, (), lambda: None)
     assert attachments._core.out[-1] == KeepBlob(ONE.root, 9)
+
+
+def test_what_a_heavier_chain_lists_may_be_lost_too() -> None:
+    """P4, P5: we switched to it, and its holders are gone."""
+    door = Door(LAST, P, ANY)
+    door.hear(FIRST, Closed(closed(START, FIRST, FIRST, None)))
+    begun = closed(START, SECOND, SECOND, None)
+    after = judge(ANY).follow(START, begun)
+    newest = closed(after, THIRD, SECOND)
+    door.hear(THIRD, Entries((begun, newest), door.peer.ledger.summary()))
+    assert door.mark.hash == newest.hash
+    door.on(Behind(1, 2, None, (), (ONE,)))
+    wait(door, ANY.deadline_ceiling_ms + 1)
+    (rebuild,) = door.of(Rebuild)
+    assert (rebuild.round, rebuild.parent) == (1, begun.hash)
