@@ -60,16 +60,25 @@ class Patch:
                 ) from error
             if entry.body.parent != parent or entry.round != round:
                 raise PatchError(f"entry {round} of the patch does not follow", _AGAIN)
+            if entry.body.attachments:
+                raise PatchError(_TOO_LARGE, _WHOLE)
             yield entry
             parent, round = entry.hash, round + 1
 
 
 _AGAIN: Final = "make or fetch the patch again"
+_TOO_LARGE: Final = (
+    "what this run's rounds changed is not in its ledger alone, so no patch can hold it"
+)
+_WHOLE: Final = "export the whole model: `peer export out/`"
 
 
 def write_patch(path: Path, raw_manifest: bytes, bodies: Iterable[bytes], state: int) -> int:
-    """Returns the file's size in bytes."""
-    content = msgpack.packb([raw_manifest, list(bodies), state])
+    """Returns the file's size in bytes. Raises PatchError for a run that no patch can hold."""
+    held = list(bodies)
+    if any(decode_body(raw).attachments for raw in held):
+        raise PatchError(_TOO_LARGE, _WHOLE)
+    content = msgpack.packb([raw_manifest, held, state])
     packed = _MAGIC + zstandard.ZstdCompressor(level=_LEVEL).compress(content)
     write_atomically(path, lambda temporary: temporary.write_bytes(packed) and None)
     return len(packed)

@@ -431,10 +431,3 @@ def test_checks_are_of_one_place_or_none(shelf: Shelf) -> None:
     (taken,) = shelf.posted
     assert isinstance(taken, ChecksTaken)
     assert len(taken.checks) == 8 * shelf.replica.stream().chunks
-
-
-def test_kept_is_what_newcomers_need() -> None:
-    """The newest one's root is in the ledger only half a period later; until then the one before
-    is what newcomers ask for.
-    """
-    assert module.KEPT >= 2
