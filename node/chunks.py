@@ -187,9 +187,9 @@ class ChunkFiles:
             if root in self._whole:
                 return self._whole[root]
             blob, have = self._partial.get(root, (None, None))
-            if blob is None or have is None or have.total() < have.count:
-                return None
-            return self._keep(blob)
+        if blob is None or have is None or have.total() < have.count:
+            return None
+        return self._keep(blob)
 
     # We make
 
@@ -197,18 +197,22 @@ class ChunkFiles:
         """A file at `path`, in the same folder, is this blob. Raises StoreError."""
         with self.lock:
             path.replace(self._part(blob.root))
-            return self._keep(blob)
+        return self._keep(blob)
 
     def _keep(self, blob: Blob) -> Blob:
+        """The lock is not held while the disk writes: others look up their blobs meanwhile."""
         partial = self._part(blob.root)
         try:
             sync(partial)
-            partial.replace(self.path(blob.root))
+            with self.lock:
+                partial.replace(self.path(blob.root))
+                self._partial.pop(blob.root, None)
+                self._whole[blob.root] = blob
             sync(self._folder)
         except OSError as error:
+            if blob.root in self._whole:  # it came and was made at the same time
+                return blob
             raise explained(error, partial) from error
-        self._partial.pop(blob.root, None)
-        self._whole[blob.root] = blob
         return blob
 
     # Room

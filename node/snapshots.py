@@ -91,24 +91,24 @@ class Snapshots:
 
     def add(self, path: Path, round: int, entry: bytes, size: int, chunk_ids: bytes) -> Record:
         """A whole file at `path` becomes a snapshot. Raises StoreError."""
-        with self._lock:
-            blob = self.files.place(path, Blob(root_of(size, chunk_ids), size, chunk_ids))
-            return self._keep(Record(round, entry, blob))
+        blob = self.files.place(path, Blob(root_of(size, chunk_ids), size, chunk_ids))
+        return self._keep(Record(round, entry, blob))
 
     def finish(self, root: Hash, round: int, entry: bytes) -> Record | None:
         """All chunks came: from now on it is a snapshot like our own. None if they are gone again.
         Raises StoreError.
         """
-        with self._lock:
-            if root in self._records:
-                return self._records[root]
-            blob = self.files.finish(root)
-            return None if blob is None else self._keep(Record(round, entry, blob))
+        known = self._records.get(root)
+        if known is not None:
+            return known
+        blob = self.files.finish(root)
+        return None if blob is None else self._keep(Record(round, entry, blob))
 
     def _keep(self, record: Record) -> Record:
-        self._disk.commit([Write("snapshots", record.root, _encode(record))])
-        self._records[record.root] = record
-        self._collect()
+        with self._lock:
+            self._disk.commit([Write("snapshots", record.root, _encode(record))])
+            self._records[record.root] = record
+            self._collect()
         return record
 
     # Room

@@ -9,29 +9,24 @@ accepted it: one Paxos decree a round, whose ballot 0 belongs to the closer.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Set
-from dataclasses import dataclass, field
 from statistics import median_low
 from typing import Final
 
 from protocol.attachments import Attachments
-from protocol.codec import encode, encode_body, encode_entry
+from protocol.building import build_entry
+from protocol.codec import encode, encode_entry
 from protocol.core import Core
 from protocol.entries import (
-    ENTRY_BYTES_MAX,
     Admission,
-    Body,
-    Cause,
     Departure,
     Entry,
     Line,
     contribution_bytes,
-    entry_hash,
-    seal_bytes,
 )
 from protocol.errors import LocalError, RemoteError
 from protocol.events import GiveBack, StartWork, WorkDone
-from protocol.ids import Hash, Millis, PeerId
-from protocol.ledger import Mark, Write, round_key
+from protocol.ids import Millis, PeerId
+from protocol.ledger import Write, round_key
 from protocol.messages import (
     Accepted,
     Closed,
@@ -42,12 +37,13 @@ from protocol.messages import (
     Propose,
     Sync,
 )
+from protocol.open_round import Held, Lead, OpenRound, Vote
 from protocol.rounds import (
     ARRIVALS_MAX,
     ARRIVALS_MIN,
     Close,
     ballot_due,
-    children,
+    below,
     deadline_after_ms,
     decide,
     owner,
@@ -59,63 +55,6 @@ from protocol.rules import Quorum
 from protocol.wire import scalar
 
 OUTBOX_ROUNDS: Final = 256
-_LINE_OVERHEAD: Final = 256  # bytes of a line beside its payload, signature included
-
-
-@dataclass(slots=True)
-class _Held:
-    line: Line
-    state: int
-    signature: bytes
-
-
-@dataclass(slots=True)
-class _Lead:
-    """Our own attempt to close the round."""
-
-    ballot: int
-    until_ms: int  # promises are waited for until then
-    promises: dict[PeerId, Promise] = field(default_factory=dict)
-    chosen: Entry | None = None  # once there are enough of them
-    entry: Entry | None = None  # once proposed, when all that it lists is here
-    accepts: set[PeerId] = field(default_factory=set)
-    # Who gave no sign of life: nothing that we spread may depend on them to pass it on.
-    quiet: Set[PeerId] = frozenset()
-
-
-@dataclass(slots=True)
-class _Round:
-    mark: Mark
-    opened_ms: Millis  # for the others, should we have come to it late
-    deadline_ms: Millis  # on our clock
-    # Members that were down or only just let in when it opened: they cannot have worked a whole
-    # window, so nobody waits for them. What they send in time is listed all the same.
-    excused: frozenset[PeerId] = frozenset()
-    called_ms: Millis | None = None  # when we asked everybody for a sign of life
-    silent: set[PeerId] | None = None  # who had given none when that began to count
-    held: dict[PeerId, _Held] = field(default_factory=dict)
-    awaited: set[PeerId] = field(default_factory=set)  # whose attachment is on its way
-    mine: Contribute | None = None
-    sent_to: set[PeerId] = field(default_factory=set)
-    hurry_ms: int = 0  # by how much turns come sooner than our clock says: others' are further
-    next_ballot: int = 1
-    next_turn: tuple[tuple[int, int], int] = ((-1, 0), 0)  # (next_ballot, hurry_ms), its turn
-    tried_ballot: int = -1  # a ballot is led once: two values under one ballot would break the vote
-    promised: int = 0
-    accepted: tuple[int, Entry] | None = None
-    passed_on: tuple[int, Hash] | None = None  # the newest proposal that went down its tree
-    lead: _Lead | None = None
-
-
-@dataclass(slots=True)
-class Vote:
-    """What this peer bound itself to in a round, from the disk: it must not say otherwise after a
-    crash.
-    """
-
-    promised: int = 0
-    accepted: tuple[int, Entry] | None = None
-    sealed: Entry | None = None
 
 
 class Closing:
@@ -148,13 +87,13 @@ class Closing:
 
     # Opening
 
-    def _new_round(self) -> _Round:
+    def _new_round(self) -> OpenRound:
         core = self._core
         arrivals = self._arrivals if len(self._arrivals) >= ARRIVALS_MIN else self._took
         deadline = core.now + deadline_after_ms(arrivals, core.rules)
         new = {peer for peer, first in core.head.roster.newcomers if first == core.head.round}
         excused = frozenset(core.membership.down() | new)
-        return _Round(core.head, self._opening_ms(), Millis(deadline), excused)
+        return OpenRound(core.head, self._opening_ms(), Millis(deadline), excused)
 
     def _opening_ms(self) -> Millis:
         """When the round opened for the others. Who was stopped or cut off for a while hears of it
@@ -353,7 +292,7 @@ class Closing:
         signed = contribution_bytes(core.run, message.round, core.head.hash, message.state, line)
         if not core.keys.verify(sender, signed, message.signature):
             raise RemoteError("a contribution with a false signature")
-        held = _Held(line, message.state, message.signature)
+        held = Held(line, message.state, message.signature)
         if line.attached is None:
             self._list(round, sender, held)
             return
@@ -362,7 +301,7 @@ class Closing:
             (line.attached,), message.round, (sender,), lambda: self._list(round, sender, held)
         )
 
-    def _list(self, round: _Round, sender: PeerId, held: _Held) -> None:
+    def _list(self, round: OpenRound, sender: PeerId, held: Held) -> None:
         """All of a contribution is here. In time or not, it took so long."""
         self._arrivals.append(self._core.now - round.opened_ms)
         if round is self._round:
@@ -466,7 +405,7 @@ class Closing:
         patience = self._turn(ballot + 1) - self._turn(ballot)
         if core.rules.quorum is Quorum.ANY:
             patience = patience * 3 // 4  # the next one's clock may be ahead of ours
-        round.lead = _Lead(ballot, core.now + patience)
+        round.lead = Lead(ballot, core.now + patience)
         if ballot == 0:
             self._propose(round.lead, self._sealed or self._build())
             return
@@ -526,7 +465,7 @@ class Closing:
         lead.promises[sender] = message
         self._conclude(lead, out_of_time=False)
 
-    def _conclude(self, lead: _Lead, *, out_of_time: bool) -> None:
+    def _conclude(self, lead: Lead, *, out_of_time: bool) -> None:
         """Enough promises? Then propose what may already have been accepted, or our own."""
         core, round = self._core, self._round
         if core.rules.quorum is Quorum.MAJORITY:
@@ -543,7 +482,7 @@ class Closing:
         best = max(accepted, key=lambda item: (item[0], item[1].hash), default=None)
         self._propose(lead, best[1] if best else self._sealed or self._build())
 
-    def _propose(self, lead: _Lead, entry: Entry) -> None:
+    def _propose(self, lead: Lead, entry: Entry) -> None:
         core, round = self._core, self._round
         lead.chosen = entry
         lead.quiet = self._silent()
@@ -571,7 +510,7 @@ class Closing:
         holders.append(members[entry.body.closer])
         self._attachments.want(attached, entry.round, holders, done)
 
-    def _go_on_leading(self, lead: _Lead, entry: Entry) -> None:
+    def _go_on_leading(self, lead: Lead, entry: Entry) -> None:
         if self._round.lead is lead and lead.entry is None:
             self._propose(lead, entry)
 
@@ -579,7 +518,7 @@ class Closing:
         core = self._core
         root = owner(core.ranked(), message.ballot)
         order = tree(core.ranked(), root)
-        core.send(self._reachable(order, quiet), message)
+        core.send(self._below(order, quiet), message)
 
     def spread(
         self, message: Closed, root: PeerId, entry: Entry, quiet: Set[PeerId] = frozenset()
@@ -594,19 +533,11 @@ class Closing:
         if core.me not in before.roster:
             return
         order = tree(ranking(core.run, entry.round, before.roster), root)
-        core.send(self._reachable(order, quiet), message)
+        core.send(self._below(order, quiet), message)
 
-    def _reachable(self, order: list[PeerId], quiet: Set[PeerId]) -> list[PeerId]:
-        """Our children in the tree, and the children of those that may not pass it on."""
-        found: list[PeerId] = []
-        waiting = children(order, self._core.me, self._core.rules.fanout)
-        mute = self._core.membership.down() | quiet
-        while waiting:
-            peer = waiting.pop()
-            found.append(peer)
-            if peer in mute:
-                waiting += children(order, peer, self._core.rules.fanout)
-        return sorted(found)
+    def _below(self, order: list[PeerId], quiet: Set[PeerId]) -> list[PeerId]:
+        core = self._core
+        return below(order, core.me, core.rules.fanout, core.membership.down() | quiet)
 
     def on_propose(self, sender: PeerId, message: Propose) -> None:
         core, round = self._core, self._round
@@ -628,7 +559,7 @@ class Closing:
             self._spread_in_round(message)
         self._want(entry, lambda: self._accept(round, sender, message))
 
-    def _accept(self, round: _Round, sender: PeerId, message: Propose) -> None:
+    def _accept(self, round: OpenRound, sender: PeerId, message: Propose) -> None:
         """All that the proposal lists is here."""
         core, entry = self._core, message.entry
         if round is not self._round or message.ballot < round.promised:
@@ -653,7 +584,7 @@ class Closing:
             lead.accepts.add(sender)
             self._count_accepts(lead)
 
-    def _count_accepts(self, lead: _Lead) -> None:
+    def _count_accepts(self, lead: Lead) -> None:
         assert lead.entry is not None
         if len(lead.accepts) >= self._core.head.roster.majority:
             commit = Commit(lead.entry.round, lead.ballot, lead.entry.hash)
@@ -684,53 +615,12 @@ class Closing:
             )
         core.save(writes)
 
-    # Building
-
     def _build(self) -> Entry:
-        """List what we hold: contributions that were computed on the state most of them share."""
         core, round = self._core, self._round
-        counts: dict[int, int] = {}
-        for held in round.held.values():
-            counts[held.state] = counts.get(held.state, 0) + 1
-        state = max(counts, key=lambda state: (counts[state], -state))
-        chosen = self._fitting([held for held in round.held.values() if held.state == state])
-        admissions, departures = self._changes()
-        present = {held.line.seat for held in chosen}
-        departures = tuple(
-            departure
-            for departure in departures
-            if departure.cause is not Cause.DEAD or departure.seat not in present
-        )
-        seat = core.head.roster.seat(core.me)
-        assert seat is not None
-        body = Body(
-            core.head.round,
-            core.head.hash,
-            seat,
-            min(core.now - round.opened_ms, (1 << 32) - 1),
-            state,
-            tuple(held.line for held in chosen),
-            admissions,
-            departures,
-        )
-        raw = encode_body(body)
-        name = entry_hash(raw)
-        seal = core.keys.sign(seal_bytes(core.run, body.round, body.parent, name))
-        entry = Entry(body, raw, seal, tuple(held.signature for held in chosen))
+        entry = build_entry(core, round, *self._changes())
         self._sealed = entry
         core.save([Write("votes", round_key(core.head.round) + b"s", encode_entry(entry))])
         return entry
-
-    def _fitting(self, held: list[_Held]) -> list[_Held]:
-        """By seat, as many as an entry can carry; the rest is late."""
-        room = ENTRY_BYTES_MAX * 3 // 4
-        chosen = []
-        for item in sorted(held, key=lambda item: item.line.seat):
-            room -= len(item.line.payload) + _LINE_OVERHEAD
-            if room < 0:
-                break
-            chosen.append(item)
-        return chosen
 
     # Settling
 

@@ -15,7 +15,7 @@ from protocol.admission import Admissions, is_peer
 from protocol.attachments import Attachments
 from protocol.catchup import CatchUp
 from protocol.checkups import Checkups
-from protocol.closing import Closing, Vote
+from protocol.closing import Closing
 from protocol.core import Core
 from protocol.dice import Dice
 from protocol.entries import Card, Entry
@@ -88,6 +88,7 @@ from protocol.messages import (
     View,
     Welcome,
 )
+from protocol.open_round import Vote
 from protocol.recovery import Recovery
 from protocol.relaying import RelayCounts, Relaying, RelayLimits
 from protocol.retreat import Retreat

@@ -5,13 +5,13 @@ start.
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-from protocol.closing import Vote
 from protocol.codec import decode, decode_card_list, decode_entry
 from protocol.entries import Card, Entry
 from protocol.events import GiveBack
 from protocol.ids import Hash
 from protocol.ledger import Mark, decode_mark, round_key
 from protocol.messages import Contribute, Locator
+from protocol.open_round import Vote
 from protocol.peer import Saved
 from protocol.roster import Roster
 from protocol.rounds import ARRIVALS_MIN

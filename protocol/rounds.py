@@ -6,7 +6,7 @@ others are its deputies. Ballot `b` of a round belongs to the peer at rank `b` m
 members, and its turn comes at `turn_ms(b)`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import median_low
@@ -101,6 +101,18 @@ def children(order: Sequence[PeerId], me: PeerId, fanout: int) -> list[PeerId]:
     """
     at = order.index(me)
     return list(order[fanout * at + 1 : fanout * at + 1 + fanout])
+
+
+def below(order: Sequence[PeerId], me: PeerId, fanout: int, mute: Set[PeerId]) -> list[PeerId]:
+    """Our children in the tree, and the children of those that may not pass it on."""
+    found: list[PeerId] = []
+    waiting = children(order, me, fanout)
+    while waiting:
+        peer = waiting.pop()
+        found.append(peer)
+        if peer in mute:
+            waiting += children(order, peer, fanout)
+    return sorted(found)
 
 
 def tree(ranked: Sequence[PeerId], root: PeerId) -> list[PeerId]:

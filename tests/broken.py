@@ -53,9 +53,9 @@ _P1: Final[_Rows] = (
     ),
     (
         "A closer lists work that was done on other weights.",
-        "protocol/closing.py",
-        "for held in round.held.values() if held.state == state]",
-        "for held in round.held.values()]",
+        "protocol/building.py",
+        "for held in round.held.values() if held.state == state)",
+        "for held in round.held.values())",
         _MACHINE + "test_closing.py::test_the_state_most_share_is_listed",
     ),
     (
@@ -119,7 +119,7 @@ _P2: Final[_Rows] = (
     ),
     (
         "A closer leaves out one of the contributions that it holds.",
-        "protocol/closing.py",
+        "protocol/building.py",
         "tuple(held.line for held in chosen),",
         "tuple(held.line for held in chosen[:-1]),",
         _MACHINE + "test_closing.py::test_the_closer_closes_once_all_are_in",

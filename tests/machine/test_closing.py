@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from protocol.closing import OUTBOX_ROUNDS, Vote
+from protocol.closing import OUTBOX_ROUNDS
 from protocol.codec import encode
 from protocol.entries import Admission, Entry
 from protocol.events import Apply, Effect, GiveBack, Save, Send, StartWork, Tick, WorkDone
@@ -28,6 +28,7 @@ from protocol.messages import (
     Rumor,
     Sync,
 )
+from protocol.open_round import Vote
 from protocol.peer import Saved
 from protocol.roster import Roster
 from protocol.rounds import ranking

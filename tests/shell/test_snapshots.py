@@ -369,12 +369,13 @@ def test_one_asker_cannot_queue_without_end(shelf: Shelf) -> None:
     """P6."""
     record = shelf.take()
     sent: list[Message] = []
-    donor = Donor(shelf.snapshots, lambda to, message: sent.append(message), _ignore, _fail)
+    send = lambda to, message: sent.append(message)  # noqa: E731
+    donor = Donor(Attachments(shelf.home, shelf.store), shelf.snapshots, send, _ignore, _fail)
     for _ in range(3):
         donor.serve(ServePieces(OTHER, record.root, Level.CHUNK, tuple(range(60))))
     donor._jobs.put(None)
     donor._take_jobs()
-    assert len(donor._askers[OTHER].waiting) == 64
+    assert len(donor._askers[BlobKind.SNAPSHOT][OTHER].waiting) == 64
     waits = [message.wait_ms for message in sent if isinstance(message, PieceRefused)]
     assert len(waits) == 2
     assert min(waits) > 0
