@@ -21,6 +21,7 @@ TRIVIAL_MS: Final = 3_000  # a replay that takes less is not worth anybody's upl
 _FAR_ROUNDS: Final = 32  # so many are not waited for until one of them was measured
 _CLEARLY: Final = 1.5  # until one way takes so many times as long, both are gone
 _STUCK_MS: Final = 30_000
+_NOBODY_MS: Final = 8_000  # nobody has it: it was collected perhaps, and there is a newer one
 _TELL_MS: Final = 2_000
 _REFUSED_MAX: Final = 16
 
@@ -237,7 +238,8 @@ class Recovery:
             left_s=None if rate is None or missing is None else round(missing / rate / 1000, 1),
             holders=fetch.holders,
         )
-        if core.now - fetch.moved_ms < _STUCK_MS:
+        patience_ms = _NOBODY_MS if fetch.size is None else _STUCK_MS
+        if core.now - fetch.moved_ms < patience_ms:
             return
         was_held = self._is_held
         self._give_up("nobody sends it")

@@ -15,13 +15,16 @@ from tests.chaos.net.network import Network
 
 # Times are in windows of work, so that a run with short rounds meets as much in a shorter time.
 REST: Final = 4.0  # a member that was hit is left alone for so long afterwards
+# In seconds, since windows have no part in them; both together are less than the rest.
+_FULL_S_MAX: Final = 8.0  # a disk stays full for so long if the peer does not notice
+_SETTLES_S: Final = 2.0  # a commit that has failed by then has ended the process
 
 
 class Kind(Enum):
     KILL = "kill"  # kill -9, and a start after a pause
     STOP = "stop"  # SIGSTOP, SIGCONT
     RESTART = "restart"  # Ctrl-C: it takes its leave, and comes back
-    DISK = "disk"  # no room left; it ends, and is started again with room
+    DISK = "disk"  # no room left; if it ends because of that, it is started again with room
     PARTITION = "partition"  # some are cut off from the rest
     DELAY = "delay"
     LOSS = "loss"
@@ -181,11 +184,16 @@ class Injector:
     def _fill(self, fault: Fault) -> Iterator[None]:
         victim = self.crew.peers[fault.victims[0]]
         self.crew.fill_disk(victim)
-        while victim.up:
-            yield
+        end_s = self._now_s + _FULL_S_MAX
+        while victim.up and self._now_s < end_s:
+            yield  # the database goes on for as long as there is room in its own files
         yield from self._wait(fault.lasts_s)
         self.crew.empty_disk(victim)
-        self.crew.restart(victim)
+        yield from self._wait(_SETTLES_S)
+        if victim.up:
+            victim.gone = ""
+        else:
+            self.crew.restart(victim)
 
     def _disturb(self, fault: Fault) -> Iterator[None]:
         network = self.network

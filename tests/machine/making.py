@@ -1,12 +1,14 @@
 """Keys, cards, tokens, entries and peers, made by hand for tests of the machine."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from node.sim.world import StubKeys
 from protocol.codec import decode, encode, encode_body
 from protocol.entries import (
     Admission,
+    Attachment,
     Body,
     Card,
     Departure,
@@ -124,6 +126,26 @@ def contribution(
 ) -> Contribute:
     _, signature = line(mark, author, payload, state)
     return Contribute(mark.round, mark.hash[:8], state, payload, 1.5, None, None, None, signature)
+
+
+def bring(mark: Mark, author: PeerId, attached: Attachment | None) -> Contribute:
+    """A contribution with an attachment."""
+    plain, _ = line(mark, author)
+    made = replace(plain, attached=attached)
+    signed = contribution_bytes(RUN, mark.round, mark.hash, 7, made)
+    scalars = made.loss, made.heldout, made.snapshot, made.attached
+    signature = StubKeys(author).sign(signed)
+    return Contribute(mark.round, mark.hash[:8], 7, made.payload, *scalars, signature)
+
+
+def closed(mark: Mark, closer: PeerId, author: PeerId, attached: Attachment | None) -> Entry:
+    """An entry with one contribution, and what that brings."""
+    message = bring(mark, author, attached)
+    seats = [mark.roster.seat(author), mark.roster.seat(closer)]
+    assert None not in seats
+    lines = (message.line(seats[0] or 0),)
+    body = Body(mark.round, mark.hash, seats[1] or 0, 1_200, 7, lines, (), ())
+    return sealed(body, closer, (message.signature,))
 
 
 def leave(peer: PeerId, round: int) -> Leave:

@@ -3,7 +3,7 @@
 from protocol.attachments import Attachments
 from protocol.blobs import chunk_id, page_id, root_of
 from protocol.codec import CHUNK_BYTES
-from protocol.entries import Attachment, Body, Entry, contribution_bytes
+from protocol.entries import Attachment, Entry
 from protocol.events import (
     Applied,
     Apply,
@@ -24,7 +24,6 @@ from protocol.events import (
     WorkDone,
 )
 from protocol.ids import Hash, Millis, PeerId
-from protocol.ledger import Mark
 from protocol.messages import (
     Accepted,
     BlobOffer,
@@ -40,7 +39,7 @@ from protocol.messages import (
 from protocol.rounds import ranking
 from protocol.rules import Quorum, Rules
 from protocol.snapshots import SnapshotAt
-from tests.machine.making import RUN, Door, StubKeys, genesis, ids, judge, line, sealed
+from tests.machine.making import RUN, Door, bring, closed, genesis, ids, judge
 
 P = ids(4)
 START = genesis(P)
@@ -51,34 +50,6 @@ NAMES = b"".join(map(chunk_id, CHUNKS))
 ONE = Attachment(root_of(SIZE, NAMES), SIZE)
 ANY = Rules(attachment_bytes_max=SIZE)
 MAJORITY = Rules(attachment_bytes_max=SIZE, quorum=Quorum.MAJORITY)
-
-
-def bring(mark: Mark, author: PeerId, attached: Attachment | None = ONE) -> Contribute:
-    made, _ = line(mark, author)
-    made = type(made)(made.seat, made.payload, made.loss, made.heldout, None, attached)
-    signed = contribution_bytes(RUN, mark.round, mark.hash, 7, made)
-    return Contribute(
-        mark.round,
-        mark.hash[:8],
-        7,
-        made.payload,
-        made.loss,
-        made.heldout,
-        None,
-        attached,
-        StubKeys(author).sign(signed),
-    )
-
-
-def closed(mark: Mark, closer: PeerId, author: PeerId, attached: Attachment | None = ONE) -> Entry:
-    """An entry with one contribution."""
-    message, seat, by = bring(mark, author, attached), mark.roster.seat(author), closer
-    closer_seat = mark.roster.seat(by)
-    assert seat is not None
-    assert closer_seat is not None
-    lines = (message.line(seat),)
-    body = Body(mark.round, mark.hash, closer_seat, 1_200, 7, lines, (), ())
-    return sealed(body, by, (message.signature,))
 
 
 def give(door: Door, holder: PeerId) -> None:
@@ -102,12 +73,12 @@ def held(door: Door) -> set[PeerId]:
 def test_a_contribution_counts_once_its_attachment_is_here() -> None:
     """P2: a closer lists only what it holds."""
     door = Door(FIRST, P, ANY)
-    door.hear(THIRD, bring(START, THIRD))
+    door.hear(THIRD, bring(START, THIRD, ONE))
     ((to, request),) = door.sent(BlobRequest)
     assert to[0] == THIRD
     assert request.root == ONE.root
     assert held(door) == set()
-    door.hear(THIRD, bring(START, THIRD))
+    door.hear(THIRD, bring(START, THIRD, ONE))
     assert not door.sent(BlobRequest), "it is on its way"
     door.now = 900
     give(door, THIRD)
@@ -141,7 +112,7 @@ def test_a_blob_of_another_size_is_not_what_was_named() -> None:
 
 def test_an_attachment_is_part_of_what_is_signed() -> None:
     door = Door(FIRST, P, ANY)
-    told = bring(START, THIRD)
+    told = bring(START, THIRD, ONE)
     other = Contribute(
         told.round,
         told.tip,
@@ -159,7 +130,7 @@ def test_an_attachment_is_part_of_what_is_signed() -> None:
 
 def test_what_is_late_by_a_round_is_no_longer_fetched() -> None:
     door = Door(FIRST, P, ANY)
-    door.hear(THIRD, bring(START, THIRD))
+    door.hear(THIRD, bring(START, THIRD, ONE))
     mark = START
     for _ in range(2):
         entry = closed(mark, SECOND, SECOND, None)
@@ -172,7 +143,7 @@ def test_what_is_late_by_a_round_is_no_longer_fetched() -> None:
 def test_a_member_accepts_only_what_it_could_merge() -> None:
     """P3: once most have accepted an entry, most hold all that it lists."""
     door = Door(THIRD, P, MAJORITY)
-    proposal = Propose(0, closed(START, FIRST, SECOND))
+    proposal = Propose(0, closed(START, FIRST, SECOND, ONE))
     door.hear(FIRST, proposal)
     assert not door.sent(Accepted)
     asked = {peer for to, _ in door.sent(BlobRequest) for peer in to}
@@ -193,7 +164,7 @@ def test_our_own_work_and_what_is_given_back_name_it() -> None:
 
 def test_an_entry_that_came_is_fetched_for_at_once() -> None:
     door = Door(LAST, P, ANY)
-    entry = closed(START, FIRST, SECOND)
+    entry = closed(START, FIRST, SECOND, ONE)
     door.hear(FIRST, Closed(entry))
     assert door.of(Apply)[0].entry == entry
     asked = {peer for to, _ in door.sent(BlobRequest) for peer in to}
@@ -202,7 +173,7 @@ def test_an_entry_that_came_is_fetched_for_at_once() -> None:
 
 def lacking(door: Door, snapshots: tuple[SnapshotAt, ...] = ()) -> Entry:
     """The head's entry is here, and what it lists is not."""
-    entry = closed(START, FIRST, SECOND)
+    entry = closed(START, FIRST, SECOND, ONE)
     door.hear(FIRST, Closed(entry))
     door.on(Behind(0, 1, None, snapshots, (ONE,)))
     return entry
@@ -246,7 +217,7 @@ def test_what_nobody_sends_is_left_behind_with_its_entry() -> None:
 def test_our_own_seal_binds_us() -> None:
     """Another for the same round would be equivocation."""
     door = Door(LAST, P, ANY)
-    entry = closed(START, LAST, SECOND)
+    entry = closed(START, LAST, SECOND, ONE)
     door.hear(FIRST, Closed(entry))
     door.on(Behind(0, 1, None, (), (ONE,)))
     wait(door, 3 * ANY.deadline_ceiling_ms)
@@ -256,7 +227,7 @@ def test_our_own_seal_binds_us() -> None:
 def test_who_votes_waits() -> None:
     """P5: most hold what an entry lists that counts."""
     door = Door(LAST, P, MAJORITY)
-    door.hear(FIRST, Entries((closed(START, FIRST, SECOND),), door.peer.ledger.summary()))
+    door.hear(FIRST, Entries((closed(START, FIRST, SECOND, ONE),), door.peer.ledger.summary()))
     door.on(Behind(0, 1, None, (), (ONE,)))
     wait(door, 3 * ANY.deadline_ceiling_ms)
     assert door.mark.round == 1
@@ -302,7 +273,7 @@ def test_a_state_that_came_past_needs_nothing_older() -> None:
 def test_those_who_asked_hear_of_what_has_come() -> None:
     """P8: so that not all take it from the few who had it first."""
     door = Door(FIRST, P, ANY)
-    door.hear(THIRD, bring(START, THIRD))
+    door.hear(THIRD, bring(START, THIRD, ONE))
     door.hear(LAST, BlobRequest(ONE.root))
     assert door.of(OfferBlob) == [OfferBlob(LAST, ONE.root)]
     door.hear(THIRD, BlobOffer(ONE.root, SIZE, (page_id(NAMES),), None))
@@ -328,7 +299,7 @@ def test_what_a_heavier_chain_lists_may_be_lost_too() -> None:
     door.hear(FIRST, Closed(closed(START, FIRST, FIRST, None)))
     begun = closed(START, SECOND, SECOND, None)
     after = judge(ANY).follow(START, begun)
-    newest = closed(after, THIRD, SECOND)
+    newest = closed(after, THIRD, SECOND, ONE)
     door.hear(THIRD, Entries((begun, newest), door.peer.ledger.summary()))
     assert door.mark.hash == newest.hash
     door.on(Behind(1, 2, None, (), (ONE,)))

@@ -287,8 +287,8 @@ def test_a_full_disk_keeps_what_was_committed(small_disk: Path) -> None:
         stands = _fill(store)
         assert stands > 10
         _assert_intact(store, stands)
+    ballast.unlink()  # as the error says
     with Store.open(home) as store:
         _assert_intact(store, stands)
-        ballast.unlink()
         put(store, 1, table="votes")
         assert store.identity()

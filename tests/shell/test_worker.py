@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from node.store import Store
 from node.stream import StateStream
 from node.worker import Place, Reports, Trainer, TrainingWorker
 from protocol.blobs import chunk_id, root_of
+from protocol.codec import CHUNK_BYTES
+from protocol.entries import Attachment
 from protocol.events import (
     Applied,
     Behind,
@@ -24,6 +27,7 @@ from protocol.events import (
     Hold,
     Patch,
     Patched,
+    Proceed,
     Rebuild,
     Restore,
     StartWork,
@@ -33,7 +37,7 @@ from protocol.ids import Hash, PeerId, RunId
 from protocol.ledger import Ledger, Mark
 from protocol.rules import Rules
 from protocol.snapshots import SnapshotAt
-from tests.machine.making import RUN, entry, genesis, ids, judge
+from tests.machine.making import RUN, closed, entry, genesis, ids, judge
 
 (ME,) = ids(1)
 ROUNDS = 60
@@ -343,3 +347,29 @@ def test_overtime_is_not_added_to_the_next_window(
     with bench.told:
         assert bench.told.wait_for(lambda: len(bench.of(WorkDone)) == 2, 60)
     assert bench.method.was_over
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
+def test_what_lacks_is_told_and_waited_for(bench: Bench) -> None:
+    """P2: a round is merged whole or not at all; what is asked for meanwhile is done afterwards."""
+    data = bytes(300_000)
+    names = chunk_id(data[:CHUNK_BYTES]) + chunk_id(data[CHUNK_BYTES:])
+    attached = Attachment(root_of(len(data), names), len(data))
+    rules = replace(RULES, attachment_bytes_max=len(data))
+    ledger = Ledger(judge(rules), [ME], bench.marks)
+    bench.store.commit(ledger.extend(closed(ledger.head, ME, ME, attached)))
+    bench.marks.append(ledger.head)
+    bench.worker.start()
+    bench.rebuild()
+    head = bench.marks[-1]
+    bench.worker.start_work(StartWork(head.round, head.hash, (PeerId(ME),), heldout=False))
+    bench.let_through(ROUNDS + 1)
+    lacking = (attached,)
+    assert bench.wait_until(
+        lambda: Behind(ROUNDS, ROUNDS + 1, None, (), lacking) in bench.of(Behind)
+    )
+    assert not bench.of(Applied)
+    assert bench.attachments.add(ROUNDS, data) == attached
+    bench.worker.proceed(Proceed())
+    assert bench.wait_for(Applied) == Applied(ROUNDS + 1, head.hash, ROUNDS + 1)
+    bench.wait_for(WorkDone)
