@@ -25,7 +25,7 @@ from protocol.entries import (
 )
 from protocol.errors import LocalError, RemoteError
 from protocol.events import GiveBack, StartWork, WorkDone
-from protocol.ids import Millis, PeerId
+from protocol.ids import Hash, Millis, PeerId
 from protocol.ledger import Write, round_key
 from protocol.messages import (
     Accepted,
@@ -38,6 +38,7 @@ from protocol.messages import (
     Sync,
 )
 from protocol.open_round import Held, Lead, OpenRound, Vote
+from protocol.retreat import RETREAT_ROUNDS_MAX
 from protocol.rounds import (
     ARRIVALS_MAX,
     ARRIVALS_MIN,
@@ -78,6 +79,8 @@ class Closing:
         self._returned: list[int] = []  # rounds whose payload was given back and not carried since
         self._carried = 0  # how many of those were given back before the present work began
         self._sealed: Entry | None = None  # our own seal for the open round
+        # And for rounds that a retreat may open again: a second one would be equivocation.
+        self._seals: dict[tuple[int, Hash], Entry] = {}
         self.stopping = False
         self.last: Entry | None = None  # the newest entry of the chain, to hand to who asks
         self._due_ms: int = core.now  # when, by the times that entries state, the round opened
@@ -123,6 +126,13 @@ class Closing:
         most = self._core.rules.window_ms + self._core.rules.deadline_ceiling_ms
         self._took.extend(min(ms, most) for ms in took)
 
+    def sealed_before(self, entry: Entry) -> None:
+        """By us."""
+        if self._core.rules.attachment_bytes_max:
+            self._seals[entry.round, entry.body.parent] = entry
+            while len(self._seals) > RETREAT_ROUNDS_MAX:
+                del self._seals[next(iter(self._seals))]
+
     def returned(self, round: int) -> None:
         self._returned.append(round)
 
@@ -133,7 +143,7 @@ class Closing:
             before = self._round
             self._late = (before.mark.hash[:8], before.opened_ms, set(before.held))
             self._round = self._new_round()
-            self._sealed = None
+            self._sealed = self._seals.get((core.head.round, core.head.hash))
         early, self._early = self._early, {}
         if not core.is_member:
             return
@@ -619,6 +629,7 @@ class Closing:
         core, round = self._core, self._round
         entry = build_entry(core, round, *self._changes())
         self._sealed = entry
+        self.sealed_before(entry)
         core.save([Write("votes", round_key(core.head.round) + b"s", encode_entry(entry))])
         return entry
 
@@ -633,7 +644,9 @@ class Closing:
         self._due_ms += max(self._took[-1], median_low(self._took))
         # Old votes bind nobody once the round is closed; the last few stay for those who ask late.
         stale = round_key(max(0, entry.round - 2))
-        writes = [Write("votes", stale + kind, None) for kind in (b"p", b"a", b"s")]
+        writes = [Write("votes", stale + kind, None) for kind in (b"p", b"a")]
+        kept = RETREAT_ROUNDS_MAX if core.rules.attachment_bytes_max else 2
+        writes.append(Write("votes", round_key(max(0, entry.round - kept)) + b"s", None))
         mine = round.mine
         if mine is None or mine.round != entry.round:
             return writes, None

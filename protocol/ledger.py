@@ -329,6 +329,13 @@ class Ledger:
         del self._branch[length:]
         self._branch.append(after)
 
+    def place_before(self, entry: Entry) -> Mark | None:
+        """On our chain or on the branch; None if it follows neither."""
+        for mark in (self._marks.get(entry.round), self._on_branch(entry.round)):
+            if mark is not None and mark.hash == entry.body.parent:
+                return mark
+        return None
+
     def _on_branch(self, round: int) -> Mark | None:
         """Where `round` is open on the branch."""
         at = round - self._branch[0].round if self._branch else -1

@@ -114,6 +114,7 @@ class Saved:
     mine: Contribute | None = None  # our contribution to the open round, sent or about to be
     returned: tuple[GiveBack, ...] = ()  # our own work that no entry on the chain lists
     attachments: tuple[Hash, ...] = ()  # on disk
+    seals: tuple[Entry, ...] = ()  # our own, of the last rounds
     took: tuple[int, ...] = ()  # ms, by the newest entries, oldest first
 
 
@@ -314,6 +315,10 @@ class Peer:
             self._closing.returned(work.round)
         for root in self._saved.attachments:
             self._attachments.hold(root)
+        for entry in self._saved.seals:
+            self._closing.sealed_before(entry)
+        if self._saved.last is not None:
+            self._retreat.joined(self._saved.last)
         self._closing.restore(self._saved.vote or Vote(), self._saved.mine, self._saved.took)
         self._saved = Saved()
         self._admissions.start(event.token, event.sponsor)

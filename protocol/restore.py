@@ -110,6 +110,7 @@ def restore(disk: Reader, genesis: Mark) -> Saved:
         mine,
         tuple(work for work in unlisted(disk) if mine is None or work.round != head.round),
         tuple(Hash(root) for root, _ in disk.scan("attachments")),
+        tuple(decode_entry(raw) for key, raw in disk.scan("votes") if key.endswith(b"s")),
         tuple(_took(disk, head)),
     )
 

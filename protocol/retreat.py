@@ -16,7 +16,7 @@ from protocol.ledger import Mark
 from protocol.roster import Roster
 from protocol.rules import Quorum
 
-_ENTRIES_KEPT: Final = 64
+RETREAT_ROUNDS_MAX: Final = 64
 
 
 class Retreat:
@@ -27,7 +27,7 @@ class Retreat:
     def joined(self, entry: Entry) -> None:
         """The chain."""
         self._entries[entry.round, entry.body.parent] = entry
-        while len(self._entries) > _ENTRIES_KEPT:
+        while len(self._entries) > RETREAT_ROUNDS_MAX:
             del self._entries[next(iter(self._entries))]
 
     def from_round(self, round: int) -> tuple[Mark, Entry] | None:
@@ -53,12 +53,12 @@ class Retreat:
 
     def reconsider(self, source: bytes, entry: Entry, following: Sequence[Entry]) -> bool:
         """`source` follows an entry that we left. Once what it lists is to be had, so will we."""
-        core, before = self._core, self._core.ledger.mark_at(entry.round)
+        core, before = self._core, self._core.ledger.place_before(entry)
 
         def allow() -> None:
             core.ledger.allow(entry.hash)
 
-        if before is None or before.hash != entry.body.parent:
+        if before is None:
             return False
         if _contributes({source}, before.roster.after(entry.body), following):
             allow()

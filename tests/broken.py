@@ -252,7 +252,7 @@ _P4: Final[_Rows] = (
     (
         "A newcomer waits for ever for a snapshot that nobody sends any more.",
         "protocol/recovery.py",
-        "if core.now - fetch.moved_ms < _STUCK_MS:",
+        "if core.now - fetch.moved_ms < patience_ms:",
         "if core.now >= fetch.started_ms:",
         _MACHINE + "test_recovery.py::test_a_snapshot_that_stops_coming_is_given_up",
     ),

@@ -100,9 +100,9 @@ class SimBlobs:
 
     def open(self, task: OpenBlob) -> None:
         assert len(task.chunk_ids) == chunk_count(task.size) * ID_BYTES
-        if task.kind is BlobKind.ATTACHMENT:
-            self._attachments.add(task.root)
         blob = self._disk.setdefault(task.root, SimBlob(task.size, task.chunk_ids))
+        if task.kind is BlobKind.ATTACHMENT and not blob.is_whole:
+            self._attachments.add(task.root)
         self._later(0.0, BlobOpened(task.root, blob.have()))
 
     def put(self, task: StorePiece) -> None:
