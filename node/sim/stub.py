@@ -10,7 +10,7 @@ committed.
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from node.ports import Disk
 from node.sim.blobs import STATE_BYTES, SimBlob, blob_of, keep_attachment
@@ -127,6 +127,7 @@ class StubWorker:
         self._rules, self._snapshots, self._blobs, self._send = rules, snapshots, blobs, send
         self._place: tuple[int, Hash] | None = None  # None: no entry has been merged
         self._taken: dict[int, tuple[Hash, Hash]] = {}  # round -> (entry before it, root)
+        self._newest: Hash | None = None  # attachment of ours
         self._established = 0  # the newest of those that the ledger names
         self._is_held = False
         self.restored: list[int] = []  # rounds of the snapshots that were loaded
@@ -154,20 +155,22 @@ class StubWorker:
         self._offered = (*new, *self.pending)[:room]  # the rest another time
         payload = self._payloads.join(self._offered)
         named = self._root_named_in(task.round)
-        attached = self._attach(task.round, payload)
-        done = WorkDone(task.round, task.parent, self.state, payload, 1.0, None, named, attached)
+        done = WorkDone(task.round, task.parent, self.state, payload, 1.0, None, named)
         self.made += new
-        self._later(max(0.0, self._work_ms() - task.late_ms), done)
+        delay_ms = max(0.0, self._work_ms() - task.late_ms)
+        if self._payloads.attached_bytes:
+            self._call_later(delay_ms, lambda: self._attach(done))
+        else:
+            self._later(delay_ms, done)
 
-    def _attach(self, round: int, payload: bytes) -> Attachment | None:
+    def _attach(self, done: WorkDone) -> None:
         size = self._payloads.attached_bytes
-        if not size:
-            return None
-        seed = digest("stub attachment", self._me, round_key(round), payload)
+        seed = digest("stub attachment", self._me, round_key(done.round), done.payload)
         root, blob = blob_of(int.from_bytes(seed[:STATE_BYTES], "big"), size)
         self._blobs[root] = blob
-        keep_attachment(self._disk, root, round)
-        return Attachment(root, size)
+        self._newest = root
+        keep_attachment(self._disk, root, done.round)
+        self._later(0.0, replace(done, attached=Attachment(root, size)))
 
     def _root_named_in(self, round: int) -> Hash | None:
         taken = named_in(round, self._rules)
@@ -271,7 +274,7 @@ class StubWorker:
 
     def _collect(self, before: int) -> None:
         """Attachments of rounds that nobody will replay."""
-        stay = offered(self._disk)
+        stay = {*offered(self._disk), self._newest}
         rounds = [(root, int.from_bytes(at, "big")) for root, at in self._disk.scan("attachments")]
         old = [Hash(root) for root, at in rounds if at < before and root not in stay]
         for root in old:

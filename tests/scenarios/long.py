@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from node.sim.checks import (
@@ -39,9 +40,11 @@ class Outcome:
     events: int
 
 
-def weather(seed: int, quorum: Quorum, seconds: int = STORM_S) -> tuple[int, int]:
+def weather(
+    seed: int, quorum: Quorum, seconds: int = STORM_S, *, attachments_anywhere: bool = False
+) -> tuple[int, int]:
     """One bad world: it storms, clears, and then all must be well. Returns rounds and events."""
-    world, storm = bad_world(seed, quorum)
+    world, storm = bad_world(seed, quorum, attachments_anywhere=attachments_anywhere)
     world.keep_notes = False
     try:
         _weather(world, storm, seconds)
@@ -51,7 +54,7 @@ def weather(seed: int, quorum: Quorum, seconds: int = STORM_S) -> tuple[int, int
             error.add_note(stories(world.up()))
         error.add_note(
             f"repeat: python tests/scenarios/long.py --seeds {seed} --quorum {quorum.value}"
-            f" --storm {seconds}"
+            f" --storm {seconds}{' --attachments' if attachments_anywhere else ''}"
         )
         raise
     return max(world.rounds()), world.events
@@ -69,13 +72,15 @@ def _weather(world: World, storm: Storm, seconds: int) -> None:
     assert_counted(world)
 
 
-def outcome(seed: int, quorum: Quorum, seconds: int = STORM_S) -> Outcome:
+def outcome(
+    seed: int, quorum: Quorum, seconds: int = STORM_S, *, attachments_anywhere: bool = False
+) -> Outcome:
     """The same, with whatever went wrong as text."""
     # A world is small and short-lived: looking for its garbage while it runs takes a tenth of the
     # time.
     gc.disable()
     try:
-        rounds, events = weather(seed, quorum, seconds)
+        rounds, events = weather(seed, quorum, seconds, attachments_anywhere=attachments_anywhere)
     except Exception as error:
         notes = "\n".join(getattr(error, "__notes__", ()))
         return Outcome(seed, quorum, f"{type(error).__name__}: {error}\n{notes}", 0, 0)
@@ -140,16 +145,19 @@ def _say(line: str) -> None:
     sys.stderr.flush()
 
 
-def _results(runs: list[tuple[int, Quorum]], seconds: int, jobs: int) -> Iterator[Outcome]:
+def _results(
+    runs: list[tuple[int, Quorum]], seconds: int, jobs: int, *, attachments_anywhere: bool
+) -> Iterator[Outcome]:
     """As they come. No more is handed out than is being worked on, so Ctrl-C ends soon."""
+    run_one = partial(outcome, attachments_anywhere=attachments_anywhere)
     if jobs == 1:
-        yield from (outcome(*run, seconds) for run in runs)
+        yield from (run_one(*run, seconds) for run in runs)
         return
     with ProcessPoolExecutor(jobs) as pool:
         waiting, busy = list(reversed(runs)), set[Future[Outcome]]()
         while waiting or busy:
             while waiting and len(busy) < 2 * jobs:
-                busy.add(pool.submit(outcome, *waiting.pop(), seconds))
+                busy.add(pool.submit(run_one, *waiting.pop(), seconds))
             done, busy = wait(busy, return_when=FIRST_COMPLETED)
             yield from (one.result() for one in done)
 
@@ -165,11 +173,17 @@ def main() -> int:
     parser.add_argument("--quorum", choices=[mode.value for mode in Quorum], default=None)
     parser.add_argument("--storm", type=int, default=STORM_S, help="seconds of bad weather")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument(
+        "--attachments",
+        action="store_true",
+        help="also where any seal counts, and they may be lost",
+    )
     options = parser.parse_args()
     modes = [Quorum(options.quorum)] if options.quorum else list(Quorum)
     runs = [(seed, mode) for seed in options.seeds for mode in modes]
     tally = _Tally(len(runs))
-    for result in _results(runs, options.storm, options.jobs):
+    anywhere = options.attachments
+    for result in _results(runs, options.storm, options.jobs, attachments_anywhere=anywhere):
         tally.count(result)
         tally.tell()
     sys.stdout.write(json.dumps(tally.summary()) + "\n")
