@@ -144,6 +144,10 @@ class StubWorker:
         self.made: list[bytes] = []
         self._offered: tuple[bytes, ...] = ()  # in the newest payload
 
+    @property
+    def place(self) -> tuple[int, Hash]:
+        return self._place or (0, Hash(bytes(32)))
+
     def start_work(self, task: StartWork) -> None:
         if self._lag or self._is_held or self._is_loading:
             self._postponed = task  # the state is not there yet

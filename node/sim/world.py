@@ -136,6 +136,12 @@ class SimPeer:
         return self.shell is not None
 
     @property
+    def place(self) -> tuple[int, Hash]:
+        """Where the state stands: the open round, and the entry before it."""
+        assert self.worker is not None, f"{self.name} is down"
+        return self.worker.place
+
+    @property
     def state(self) -> int:
         """The digest of what has been merged."""
         assert self.worker is not None, f"{self.name} is down"
