@@ -138,13 +138,6 @@ _P2: Final[_Rows] = (
         "                pass",
         "tests/methods/test_replica.py::test_what_cannot_be_merged_is_left_out_by_all",
     ),
-    (
-        "A replica merges the part of a round that is here.",
-        "node/replica.py",
-        "        if lacking:\n            raise LackingError(entry.round, tuple(lacking))",
-        "        if not lacking and self._me is None:\n            raise LackingError(0, ())",
-        "tests/methods/test_replica.py::test_nothing_is_merged_while_something_lacks",
-    ),
 )
 
 _P3: Final[_Rows] = (
