@@ -138,7 +138,8 @@ class Attachments:
     def behind(self, event: Behind) -> None:
         """The state moves, or stands still for lack of something."""
         if not event.lacking:
-            self._stopped = None
+            if self._stopped is not None and event.round > self._stopped.round:
+                self._stopped = None
             return
         if self._stopped is None or self._stopped.round != event.round:
             self._stopped_ms = self._core.now

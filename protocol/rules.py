@@ -87,7 +87,7 @@ class Rules:
             value = getattr(self, field.name)
             if field.name == "quorum":
                 continue
-            least = 0 if field.name == "attachment_bytes_max" else 1
+            least = _LEAST.get(field.name, 1)
             if not isinstance(value, int) or not least <= value <= _MOST[field.name]:
                 raise LocalError(
                     f"rules.{field.name} must be {least} to {_MOST[field.name]}, not {value!r}"
@@ -97,6 +97,7 @@ class Rules:
 
 
 _DAY_MS: Final = 86_400_000
+_LEAST: Final = {"attachment_bytes_max": 0}  # of all others: 1
 _MOST: Final = {
     "window_ms": _DAY_MS,
     "deadline_floor_ms": _DAY_MS,

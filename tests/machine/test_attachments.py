@@ -233,6 +233,19 @@ def test_who_votes_waits() -> None:
     assert door.mark.round == 1
 
 
+def test_trying_again_does_not_start_the_wait_anew() -> None:
+    """P4: the state tries with each entry that comes meanwhile."""
+    door = Door(LAST, P, ANY)
+    snapshots = (SnapshotAt(5, Hash(b"s" * 32)),)
+    lacking(door, snapshots)
+    door.now += ANY.deadline_ceiling_ms - 1_000
+    door.on(Behind(0, 1, None, snapshots))
+    door.on(Behind(0, 1, None, snapshots, (ONE,)))
+    assert not door.of(Hold)
+    wait(door, 1_001)
+    assert door.of(Hold)
+
+
 def test_a_snapshot_leads_past_what_nobody_sends() -> None:
     door = Door(LAST, P, ANY)
     lacking(door, (SnapshotAt(5, Hash(b"s" * 32)),))
