@@ -157,8 +157,8 @@ class Donor:
                     have = self._shelves[job.kind].open(blob)
                     self._post(BlobOpened(job.root, have.encode()))
                 case KeepBlob():
-                    if self._attachments.keep(job.root, job.round):
-                        self._post(BlobKept(job.root))
+                    is_here = self._attachments.keep(job.root, job.round)
+                    self._post(BlobKept(job.root, is_here))
                 case None:
                     return
 

@@ -22,7 +22,8 @@ _HELD_MAX: Final = 16_384
 @dataclass(slots=True)
 class _Wait:
     round: int
-    missing: set[Hash]
+    holders: tuple[PeerId, ...]
+    missing: dict[Hash, Attachment]
     done: Callable[[], None]
 
 
@@ -65,14 +66,28 @@ class Attachments:
         return all(one.root in self._held for one in attached)
 
     def kept(self, event: BlobKept) -> None:
-        self.hold(event.root, self._coming.pop(event.root, 0))
-        self._needed.pop(event.root, None)
+        root, round = event.root, self._coming.pop(event.root, 0)
+        if not event.is_here:
+            self._held.pop(root, None)
+            self._fetch_again(root)
+            return
+        self.hold(root, round)
+        self._needed.pop(root, None)
         for wait in self._waits:
-            wait.missing.discard(event.root)
+            wait.missing.pop(root, None)
         ready = [wait for wait in self._waits if not wait.missing]
         self._waits = [wait for wait in self._waits if wait.missing]
         for wait in ready:
             wait.done()
+
+    def _fetch_again(self, root: Hash) -> None:
+        """The disk lost it, or collected it for a round long past."""
+        for wait in self._waits:
+            if root in wait.missing:
+                self._fetch(wait.missing[root], wait.round, wait.holders)
+        for one in self._stopped.lacking if self._stopped is not None else ():
+            if one.root == root:
+                self._fetch(one, self._needed.get(root, 0), ())
 
     # What is wanted
 
@@ -84,31 +99,27 @@ class Attachments:
         done: Callable[[], None],
     ) -> None:
         """`done` is called once all are on disk, which may be at once, or never."""
-        missing = [one for one in attached if not self._has(one, round)]
+        missing = {one.root: one for one in attached if self._held.get(one.root, -1) < round}
         if not missing:
             done()
             return
-        self._waits.append(_Wait(round, {one.root for one in missing}, done))
-        for one in missing:
-            self._fetch(one, round, holders)
-
-    def _has(self, one: Attachment, round: int) -> bool:
-        """If so, it must stay for as long as `round` may be replayed."""
-        known = self._held.get(one.root)
-        if known is not None and known < round:
-            self._held[one.root] = round
-            self._core.out.append(KeepBlob(one.root, round))
-        return known is not None
+        sure = tuple(holders)
+        self._waits.append(_Wait(round, sure, missing, done))
+        for one in missing.values():
+            self._fetch(one, round, sure)
 
     def _fetch(self, one: Attachment, round: int, holders: Iterable[PeerId]) -> None:
+        """Have it kept for as long as `round` may be replayed."""
         root = one.root
         is_new = root not in self._coming
         self._coming[root] = max(round, self._coming.get(root, 0))
-        if is_new:
 
-            def keep() -> None:
-                self._core.out.append(KeepBlob(root, self._coming.get(root, round)))
+        def keep() -> None:
+            self._core.out.append(KeepBlob(root, self._coming.get(root, round)))
 
+        if root in self._held:
+            keep()  # the same bytes came for an earlier round, and may be gone with that
+        elif is_new:
             self._transfers.start(root, keep, holders, BlobKind.ATTACHMENT, one.size)
 
     def need(self, entry: Entry, seats: tuple[PeerId, ...]) -> None:
@@ -116,7 +127,7 @@ class Attachments:
         closer = seats[entry.body.closer]
         for line in entry.body.lines:
             one = line.attached
-            if one is not None and not self._has(one, entry.round):
+            if one is not None and self._held.get(one.root, -1) < entry.round:
                 self._needed[one.root] = entry.round
                 self._fetch(one, entry.round, (seats[line.seat], closer))
 

@@ -116,9 +116,10 @@ class BlobOpened:
 
 @dataclass(frozen=True, slots=True)
 class BlobKept:
-    """For `KeepBlob`: it is on disk for good."""
+    """For `KeepBlob`: it is on disk for good, or not all of it is here any more."""
 
     root: Hash
+    is_here: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,11 +110,11 @@ class SimBlobs:
 
     def keep(self, task: KeepBlob) -> None:
         blob = self._disk.get(task.root)
-        if blob is None or not blob.is_whole:
-            return  # collected in the meantime
-        self._attachments.discard(task.root)
-        keep_attachment(self._records, task.root, task.round)
-        self._later(0.0, BlobKept(task.root))
+        is_here = blob is not None and blob.is_whole
+        if is_here:
+            self._attachments.discard(task.root)
+            keep_attachment(self._records, task.root, task.round)
+        self._later(0.0, BlobKept(task.root, is_here))
 
     def drop(self, root: Hash) -> None:
         """What is there of a snapshot stays, as on a real disk, until it is collected."""

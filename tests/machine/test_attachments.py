@@ -1,6 +1,5 @@
 """Attachments of contributions: nobody lists, accepts or merges what is not here."""
 
-from protocol.attachments import Attachments
 from protocol.blobs import chunk_id, page_id, root_of
 from protocol.codec import CHUNK_BYTES
 from protocol.entries import Attachment, Entry
@@ -63,7 +62,7 @@ def give(door: Door, holder: PeerId) -> None:
         door.hear(holder, Piece(ONE.root, Level.CHUNK, number, chunk))
     (keep,) = door.of(KeepBlob)
     assert keep.root == ONE.root
-    door.on(BlobKept(ONE.root))
+    door.on(BlobKept(ONE.root, is_here=True))
 
 
 def held(door: Door) -> set[PeerId]:
@@ -300,10 +299,29 @@ def test_those_who_asked_hear_of_what_has_come() -> None:
 def test_the_same_bytes_in_a_later_round_stay_for_that_one() -> None:
     """P8 must not collect what another round still needs."""
     attachments = Door(FIRST, P, ANY).peer._attachments
-    assert isinstance(attachments, Attachments)
+    done: list[int] = []
     attachments.hold(ONE.root, 3)
-    attachments.want((ONE,), 9, (), lambda: None)
+    attachments.want((ONE,), 9, (), lambda: done.append(9))
     assert attachments._core.out[-1] == KeepBlob(ONE.root, 9)
+    assert not done, "it may have been collected with round 3"
+    attachments.kept(BlobKept(ONE.root, is_here=True))
+    assert done == [9]
+
+
+def test_what_was_collected_is_fetched_again() -> None:
+    """P2: nobody lists what is no longer here."""
+    door = Door(FIRST, P, ANY)
+    door.peer._attachments.hold(ONE.root)
+    door.hear(THIRD, bring(START, THIRD, ONE))
+    assert held(door) == {THIRD}, "as the disk said, this round's is here"
+    later = Door(FIRST, P, ANY)
+    later.peer._attachments._held[ONE.root] = -1
+    later.hear(THIRD, bring(START, THIRD, ONE))
+    assert later.of(KeepBlob)
+    later.on(BlobKept(ONE.root, is_here=False))
+    assert later.sent(BlobRequest)
+    give(later, THIRD)
+    assert held(later) == {THIRD}
 
 
 def test_what_a_heavier_chain_lists_may_be_lost_too() -> None:

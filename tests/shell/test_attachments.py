@@ -112,7 +112,7 @@ def test_attachments_are_served_before_snapshots(tmp_path: Path, store: Store) -
     donor._jobs.put(KeepBlob(root, 4))
     donor._jobs.put(None)
     donor._take_jobs()
-    assert posted[-1] == BlobKept(root)
+    assert posted[-1] == BlobKept(root, is_here=True)
     assert shelf.read(Attachment(root, 9)) == other
 
 
