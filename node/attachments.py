@@ -11,8 +11,7 @@ import msgpack
 
 from node.chunks import Blob, ChunkFiles, explained
 from node.ports import Disk
-from protocol.blobs import chunk_id, root_of
-from protocol.codec import CHUNK_BYTES
+from protocol.blobs import chunk_id, chunks_of, root_of
 from protocol.entries import Attachment
 from protocol.ids import Hash
 from protocol.ledger import Write
@@ -37,9 +36,7 @@ class Attachments:
 
     def add(self, round: int, data: bytes) -> Attachment:
         """Our own, for `round`. Raises StoreError."""
-        names = b"".join(
-            chunk_id(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES)
-        )
+        names = b"".join(map(chunk_id, chunks_of(data)))
         blob = Blob(root_of(len(data), names), len(data), names)
         path = self.files.partial_path(f"making-{round}")
         try:
@@ -118,9 +115,10 @@ def read_whole(path: Path, blob: Blob) -> bytes | None:
         data = path.read_bytes()
     except OSError:
         return None
-    chunks = (data[n * CHUNK_BYTES : (n + 1) * CHUNK_BYTES] for n in range(blob.chunks))
-    sound = all(chunk_id(chunk) == blob.name(n) for n, chunk in enumerate(chunks))
-    return data if sound and len(data) == blob.size else None
+    if len(data) != blob.size:
+        return None
+    sound = all(chunk_id(chunk) == blob.name(n) for n, chunk in enumerate(chunks_of(data)))
+    return data if sound else None
 
 
 def _decode(root: Hash, raw: bytes) -> tuple[Blob | None, int]:

@@ -19,6 +19,7 @@ from node.curve import identity_keys
 from node.donor import Donor
 from node.driver import Driver, NodeWatcher, ObservedWorker, TransportPort, now_ms
 from node.errors import ConfigError, UserError
+from node.following import Reports, Setting
 from node.front import Front, advertised, check, port_map
 from node.methods.registry import weigher
 from node.metrics import Endpoint, Metrics
@@ -31,7 +32,7 @@ from node.status import InviteError, Running, Status
 from node.store import Store
 from node.telemetry import EventLog
 from node.transport_zmq import Inbound, ZmqTransport
-from node.worker import Place, Reports, Trainer, TrainingWorker
+from node.worker import Trainer, TrainingWorker
 from protocol.codec import encode
 from protocol.entries import Card
 from protocol.events import MoveAsked, Started, StopAsked
@@ -251,9 +252,9 @@ class Node:
         watcher = NodeWatcher(base.log, stats, stats.metrics, self._tell)
         snapshots = Snapshots(plan.home, base.store, base.rules.snapshot_every)
         reports = self._reports(stats, watcher, send)
-        place = Place(base.kept.run, base.identity.peer, base.founders, base.rules)
+        setting = Setting(base.kept.run, base.identity.peer, base.founders, base.rules)
         make, fail = self._trainer(base, peer), self._driver.fail
-        worker = TrainingWorker(make, place, base.store, snapshots, attachments, reports)
+        worker = TrainingWorker(make, setting, base.store, snapshots, attachments, reports)
         cap = plan.node.upload_mbit * 125_000
         donor = Donor(attachments, snapshots, send, post, fail, cap)
         prober = NodeProber(post, identity_keys(base.store.identity()))

@@ -48,6 +48,10 @@ def pages_of(chunk_ids: bytes) -> list[bytes]:
     return [chunk_ids[at : at + step] for at in range(0, len(chunk_ids), step)]
 
 
+def chunks_of(data: bytes) -> list[bytes]:
+    return [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]
+
+
 def root_of(size: int, chunk_ids: bytes) -> Hash:
     return blob_root(size, map(page_id, pages_of(chunk_ids)))
 

@@ -314,8 +314,6 @@ class DropBlob:
 class Hold:
     """Stop bringing the state forward entry by entry: a snapshot will be here sooner."""
 
-    reason: str
-
 
 @dataclass(frozen=True, slots=True)
 class Restore:

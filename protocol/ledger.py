@@ -228,6 +228,13 @@ class Ledger:
     def mark_at(self, round: int) -> Mark | None:
         return self._marks.get(round)
 
+    def weight_at(self, round: int) -> float:
+        """Units of work committed before `round`; between marks, as if spread evenly."""
+        before = max(at for at in self._marks if at <= round)
+        after = min((at for at in self._marks if at >= round), default=before)
+        first, last = self._marks[before].weight, self._marks[after].weight
+        return first + (last - first) * (round - before) / max(1, after - before)
+
     def locators(self, most: int) -> tuple[Locator, ...]:
         """Newest first: the last few one by one, then each a third farther back, and the beginning.
 
@@ -415,6 +422,11 @@ def head_is_better(theirs: Head, ours: Head) -> bool:
 
 def round_key(round: int) -> bytes:
     return round.to_bytes(8, "big")
+
+
+def seal_key(round: int, parent: Hash) -> bytes:
+    """In the table "votes", of our own entry."""
+    return round_key(round) + b"s" + parent
 
 
 def encode_mark(mark: Mark) -> bytes:

@@ -3,6 +3,7 @@
 from collections.abc import Set
 from dataclasses import dataclass, field
 
+from protocol.core import Core
 from protocol.entries import Entry, Line
 from protocol.ids import Hash, Millis, PeerId
 from protocol.ledger import Mark
@@ -62,4 +63,18 @@ class Vote:
 
     promised: int = 0
     accepted: tuple[int, Entry] | None = None
-    sealed: Entry | None = None
+
+
+def silence_counts_ms(core: Core, round: OpenRound) -> int:
+    """From when on nobody waits for those who did not answer the roll call."""
+    return 0 if round.called_ms is None else round.called_ms + core.rules.ping_timeout_ms
+
+
+def silent(core: Core, round: OpenRound) -> set[PeerId]:
+    """Who gave no sign of life since the roll call, once that counts."""
+    called_ms = round.called_ms
+    if called_ms is None or core.now < silence_counts_ms(core, round):
+        return set()
+    if round.silent is None:  # looked up once among all; only those can be silent still
+        round.silent = set(core.membership.unheard_since(called_ms, core.head.roster.members))
+    return set(core.membership.unheard_since(called_ms, round.silent))

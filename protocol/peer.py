@@ -13,6 +13,7 @@ from typing import Final, assert_never
 from protocol import codec
 from protocol.admission import Admissions, is_peer
 from protocol.attachments import Attachments
+from protocol.ballots import Ballots
 from protocol.catchup import CatchUp
 from protocol.checkups import Checkups
 from protocol.closing import Closing
@@ -152,13 +153,14 @@ class Peer:
         self._recovery = Recovery(self._core, self._transfers, lambda: self._catchup.busy)
         self._mending = Mending(self._core)
         self._admissions = Admissions(self._core, self._catchup, self._is_ready)
-        self._closing = Closing(
+        self._ballots = Ballots(
             self._core,
             self._attachments,
             self._adopt,
             self._admissions.changes,
             self._catchup.ask,
         )
+        self._closing = Closing(self._core, self._attachments, self._ballots, self._catchup.ask)
         self._closing.last = saved.last
         self._next_sync_ms = now + dice.below(rules.sync_interval_ms)
         self._applied_round: int | None = None  # where the replicated state stood last
@@ -316,7 +318,7 @@ class Peer:
         for root in self._saved.attachments:
             self._attachments.hold(root)
         for entry in self._saved.seals:
-            self._closing.sealed_before(entry)
+            self._ballots.sealed_before(entry)
         if self._saved.last is not None:
             self._retreat.joined(self._saved.last)
         self._closing.restore(self._saved.vote or Vote(), self._saved.mine, self._saved.took)
@@ -445,13 +447,13 @@ class Peer:
             case Prepare():
                 self._closing.on_prepare(sender, message)
             case Promise():
-                self._closing.on_promise(sender, message)
+                self._ballots.on_promise(sender, message)
             case Propose():
-                self._closing.on_propose(sender, message)
+                self._ballots.on_propose(sender, message)
             case Accepted():
-                self._closing.on_accepted(sender, message)
+                self._ballots.on_accepted(sender, message)
             case Commit():
-                self._closing.on_commit(sender, message)
+                self._ballots.on_commit(sender, message)
             case Closed():
                 self._on_closed(sender, message)
             case EntriesRequest():
@@ -537,7 +539,7 @@ class Peer:
             self._adopt(entry)
             closer = self._closer_of(entry)
             if closer is not None:
-                self._closing.spread(message, closer, entry)
+                self._ballots.spread(message, closer, entry)
         elif entry.round > core.head.round:
             self._catchup.ask(sender)
         else:
@@ -596,9 +598,9 @@ class Peer:
         for entry, (_, missed) in zip(step.appended, settled, strict=True):
             before = core.ledger.mark_at(entry.round)
             assert before is not None, "marks are thinned out only behind the recent ones"
+            core.out.append(Apply(entry, before.roster.members))
             if missed is not None:
                 core.out.append(missed)
-            core.out.append(Apply(entry, before.roster.members))
             self._joined(entry, before)
             self._membership_changed(entry, before)
             self._tell(f"entry {entry.hash[:4].hex()} of {len(entry.body.lines)} contributions")
@@ -668,7 +670,8 @@ class Peer:
         core, stands = self._core, self._applied_round
         if stands is not None and core.head.round - stands <= _READY_ROUNDS:
             return True
-        return self._recovery.is_nearly_done(core.rules.window_ms)
+        # An entry must list us first, and in the round after it nobody waits for who is new.
+        return self._recovery.is_nearly_done(2 * core.rules.window_ms)
 
     def _applied(self, event: Applied) -> None:
         place = event.round, event.parent

@@ -14,6 +14,7 @@ from protocol.blobs import Fetch
 from protocol.core import Core
 from protocol.events import Behind, Hold, Rebuild, Restore
 from protocol.ids import Hash, Millis
+from protocol.ledger import Ledger
 from protocol.snapshots import SnapshotAt
 from protocol.transfers import Transfers
 
@@ -32,25 +33,60 @@ class Choice:
     why: str
 
 
+class Pace:
+    """How long rounds take to replay: as long as those that were measured, for the work in them. A
+    swarm that has grown does more in a round than when it was young.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._told: int | None = None  # where the state was when it was last heard of
+        self._ms_per_round: float | None = None
+        self._ms_per_unit = 0.0
+
+    @property
+    def is_measured(self) -> bool:
+        return self._ms_per_round is not None
+
+    def heard(self, event: Behind) -> None:
+        first, self._told = self._told, event.round
+        if event.ms_per_round is None:
+            return
+        self._ms_per_round = event.ms_per_round
+        work = 0.0 if first is None else self._work(first, event.round)
+        passed_ms = event.ms_per_round * (event.round - (first or 0))
+        self._ms_per_unit = passed_ms / work if work > 0 else 0.0
+
+    def ms(self, first: int, last: int) -> float:
+        """From where the round `first` is open to where `last` is."""
+        assert self._ms_per_round is not None, "it was measured"
+        rounds = max(0, last - first)
+        if self._ms_per_unit and last <= self._ledger.head.round:
+            return self._work(first, first + rounds) * self._ms_per_unit
+        return rounds * self._ms_per_round
+
+    def _work(self, first: int, last: int) -> float:
+        return self._ledger.weight_at(last) - self._ledger.weight_at(first)
+
+
 def choose(
-    behind: Behind, snapshot: SnapshotAt, missing_bytes: int, bytes_per_ms: float
+    behind: Behind, snapshot: SnapshotAt, missing_bytes: int, bytes_per_ms: float, pace: Pace
 ) -> Choice | None:
     """Which way is clearly faster from here; None while both are about as good, or replaying has
     not been measured. The first seconds of either say little.
     """
-    if behind.ms_per_round is None:
+    rounds, after = behind.target - behind.round, max(0, behind.target - snapshot.round)
+    if not pace.is_measured or not rounds:
         return None
-    replay_ms = (behind.target - behind.round) * behind.ms_per_round
+    replay_ms = pace.ms(behind.round, behind.target)
     fetch_ms = missing_bytes / max(bytes_per_ms, 1e-9)
-    tail_ms = max(0, behind.target - snapshot.round) * behind.ms_per_round
+    tail_ms = pace.ms(snapshot.round, behind.target)
     replay = (
-        f"replaying {behind.target - behind.round} rounds at {behind.ms_per_round:.1f} ms"
-        f" takes {replay_ms / 1000:.0f} s"
+        f"replaying {rounds} rounds at {replay_ms / rounds:.1f} ms takes {replay_ms / 1000:.0f} s"
     )
     fetch = (
         f"fetching {missing_bytes / 1e6:.1f} MB at {bytes_per_ms / 1000:.2f} MB/s and replaying"
-        f" {max(0, behind.target - snapshot.round)} rounds takes"
-        f" {(fetch_ms + tail_ms) / 1000:.0f} s"
+        f" {after} rounds takes {(fetch_ms + tail_ms) / 1000:.0f} s"
     )
     if max(fetch_ms + tail_ms, replay_ms) < _CLEARLY * min(fetch_ms + tail_ms, replay_ms):
         return None
@@ -59,12 +95,14 @@ def choose(
     return Choice(False, f"{replay}; {fetch}")
 
 
-def _is_long(behind: Behind) -> bool:
-    """Is the replay worth somebody's uplink, as far as is known?"""
-    rounds = behind.target - behind.round
-    if behind.ms_per_round is None:
-        return rounds >= _FAR_ROUNDS
-    return rounds * behind.ms_per_round >= TRIVIAL_MS
+@dataclass(slots=True)
+class _Trial:
+    """A snapshot that is being fetched."""
+
+    snapshot: SnapshotAt
+    fetch: Fetch
+    told_ms: Millis
+    is_held: bool = False  # replaying was stopped for it
 
 
 class Recovery:
@@ -74,14 +112,10 @@ class Recovery:
 
     def __init__(self, core: Core, transfers: Transfers, is_reading: Callable[[], bool]) -> None:
         self._core, self._transfers, self._is_reading = core, transfers, is_reading
-        self._wanted: SnapshotAt | None = None
-        self._fetch: Fetch | None = None
-        self._is_held = False  # replaying was stopped for it
+        self._trial: _Trial | None = None
         self._refused: dict[Hash, None] = {}
-        self._told_ms = 0
         self._last: tuple[int, float] | None = None  # size and rate of the last one fetched
-        self._behind: Behind | None = None  # the last word on replaying, before it was stopped
-        self._is_measured = False  # is it known how long a round takes to replay?
+        self._pace = Pace(core.ledger)
         self._done_ms: float | None = None  # when the state will be at the head, as far as we know
 
     def is_nearly_done(self, within_ms: int) -> bool:
@@ -91,147 +125,144 @@ class Recovery:
     def caught_up(self) -> None:
         """The state is at the head."""
         self._done_ms = None
-        if self._wanted is not None and not self._is_held:
-            self._give_up("the replay is past it")
-
-    def _estimate(self) -> None:
-        """How long the rest of the snapshot and the rounds after it will take, as measured."""
-        fetch, wanted, behind = self._fetch, self._wanted, self._behind
-        if not self._is_held or fetch is None or wanted is None or behind is None:
-            return
-        rate, missing = fetch.per_ms(self._core.now), fetch.missing_bytes
-        if rate is None or missing is None or behind.ms_per_round is None:
-            return
-        tail_ms = max(0, self._core.head.round - wanted.round) * behind.ms_per_round
-        self._done_ms = self._core.now + missing / rate + tail_ms
-
-    @property
-    def busy(self) -> bool:
-        """Is the state waiting for a snapshot?"""
-        return self._is_held
+        if self._trial is not None and not self._trial.is_held:
+            self._give_up(self._trial, "the replay is past it")
 
     @property
     def wake_ms(self) -> Millis | None:
-        return Millis(self._told_ms + _TELL_MS) if self._fetch is not None else None
+        return None if self._trial is None else Millis(self._trial.told_ms + _TELL_MS)
 
     def behind(self, event: Behind) -> None:
-        if self._is_held:
+        trial = self._trial
+        if trial is not None and trial.is_held:
             return
+        self._pace.heard(event)
         if event.ms_per_round is not None:
-            self._is_measured = True
-            left_ms = (event.target - event.round) * event.ms_per_round
-            self._done_ms = self._core.now + left_ms
-        if self._wanted is None or self._fetch is None:
+            self._done_ms = self._core.now + self._pace.ms(event.round, event.target)
+        if trial is None:
             self._consider(event)
             return
-        rate, missing = self._fetch.per_ms(self._core.now), self._fetch.missing_bytes
-        if event.round >= self._wanted.round:
-            self._give_up("the replay is past it")
-        elif not _is_long(event):
-            self._give_up("replaying takes no time")
+        rate, missing = trial.fetch.per_ms(self._core.now), trial.fetch.missing_bytes
+        if event.round >= trial.snapshot.round:
+            self._give_up(trial, "the replay is past it")
+        elif not self._is_long(event):
+            self._give_up(trial, "replaying takes no time")
         elif rate is not None and missing is not None:
-            self._behind = event
-            choice = choose(event, self._wanted, missing, rate)
+            choice = choose(event, trial.snapshot, missing, rate, self._pace)
             if choice is not None:
-                self._follow(choice)
+                self._follow(trial, choice)
 
     def _consider(self, event: Behind) -> None:
-        if event.ms_per_round is None and self._is_measured:
+        if event.ms_per_round is None and self._pace.is_measured:
             return  # it will be measured again, soon
         is_old = event.target < self._core.head.round  # it was told before the newest entries came
-        if is_old or self._is_reading() or not _is_long(event):
+        if is_old or self._is_reading() or not self._is_long(event):
             return
         for snapshot in self._usable(event):
-            choice = None if self._last is None else choose(event, snapshot, *self._last)
+            choice = None
+            if self._last is not None:
+                choice = choose(event, snapshot, *self._last, self._pace)
             if choice is None or choice.by_snapshot:
                 self._try(snapshot)
                 return
+
+    def _is_long(self, event: Behind) -> bool:
+        """Is the replay worth somebody's uplink, as far as is known?"""
+        if event.ms_per_round is None:
+            return event.target - event.round >= _FAR_ROUNDS
+        return self._pace.ms(event.round, event.target) >= TRIVIAL_MS
 
     def _usable(self, event: Behind) -> list[SnapshotAt]:
         ahead = (one for one in event.snapshots if one.round > event.round)
         return [one for one in ahead if one.root not in self._refused]
 
-    def _try(self, snapshot: SnapshotAt) -> None:
-        self._wanted = snapshot
-        self._told_ms = self._core.now
-        self._fetch = self._transfers.start(snapshot.root, self._arrived)
+    def _try(self, snapshot: SnapshotAt) -> _Trial:
+        fetch = self._transfers.start(snapshot.root, self._arrived)
+        self._trial = _Trial(snapshot, fetch, self._core.now)
+        return self._trial
 
     def instead(self, event: Behind) -> bool:
         """Replaying cannot go on, so a snapshot it is, if there is one; False if not."""
-        usable = self._usable(event)
-        if self._wanted is None and usable:
-            self._try(usable[0])
-        if self._wanted is not None and not self._is_held:
-            self._follow(Choice(True, f"nobody sends what round {event.round} lists"))
-        return self._wanted is not None
+        trial, usable = self._trial, self._usable(event)
+        if trial is None:
+            if not usable:
+                return False
+            trial = self._try(usable[0])
+        if not trial.is_held:
+            self._follow(trial, Choice(True, f"nobody sends what round {event.round} lists"))
+        return True
 
-    def _follow(self, choice: Choice) -> None:
-        assert self._wanted is not None
+    def _follow(self, trial: _Trial, choice: Choice) -> None:
         way = "snapshot" if choice.by_snapshot else "replay"
         self._core.note(
-            "info", "catching-up", way=way, why=choice.why, snapshot_round=self._wanted.round
+            "info", "catching-up", way=way, why=choice.why, snapshot_round=trial.snapshot.round
         )
         if choice.by_snapshot:
-            self._is_held = True
-            self._core.out.append(Hold(choice.why))
+            trial.is_held = True
+            self._core.out.append(Hold())
         else:
-            self._give_up("replaying is faster")
+            self._give_up(trial, "replaying is faster")
 
     def _arrived(self) -> None:
-        wanted, fetch = self._wanted, self._fetch
-        assert wanted is not None
-        assert fetch is not None
-        now = self._core.now
-        self._estimate()
+        trial, now = self._trial, self._core.now
+        assert trial is not None
+        fetch = trial.fetch
+        self._estimate(trial)
         rate = fetch.per_ms(now)
         if fetch.size is not None and rate is not None:
             self._last = fetch.size, rate
         self._core.note(
             "info",
             "snapshot-fetched",
-            round=wanted.round,
-            root=wanted.root,
+            round=trial.snapshot.round,
+            root=trial.snapshot.root,
             bytes=fetch.size,
             received=fetch.received_bytes,
             repeated=fetch.repeated,
             holders=fetch.holders,
             took_ms=now - fetch.started_ms,
         )
-        self._forget()
-        self._core.out.append(Restore(wanted))
+        self._trial = None
+        self._core.out.append(Restore(trial.snapshot))
 
-    def _give_up(self, why: str) -> None:
-        assert self._wanted is not None
-        self._refused[self._wanted.root] = None
+    def _estimate(self, trial: _Trial) -> None:
+        """How long the rest of the snapshot and the rounds after it will take, as measured."""
+        if not trial.is_held or not self._pace.is_measured:
+            return
+        rate, missing = trial.fetch.per_ms(self._core.now), trial.fetch.missing_bytes
+        if rate is None or missing is None:
+            return
+        tail_ms = self._pace.ms(trial.snapshot.round, self._core.head.round)
+        self._done_ms = self._core.now + missing / rate + tail_ms
+
+    def _give_up(self, trial: _Trial, why: str) -> None:
+        self._refused[trial.snapshot.root] = None
         while len(self._refused) > _REFUSED_MAX:
             del self._refused[next(iter(self._refused))]
-        self._transfers.cancel(self._wanted.root)
-        self._core.note("debug", "snapshot-not-used", round=self._wanted.round, why=why)
+        self._transfers.cancel(trial.snapshot.root)
+        self._core.note("debug", "snapshot-not-used", round=trial.snapshot.round, why=why)
         self._done_ms = None
-        self._forget()
-
-    def _forget(self) -> None:
-        self._wanted = self._fetch = None
-        self._is_held = False
+        self._trial = None
 
     def moved(self) -> None:
         """The chain switched: another rebuild is under way, and the snapshot may be the wrong
         chain's.
         """
-        if self._wanted is not None:
-            self._give_up("the chain switched")
+        if self._trial is not None:
+            self._give_up(self._trial, "the chain switched")
 
     def tick(self) -> None:
-        core, fetch, wanted = self._core, self._fetch, self._wanted
-        if fetch is None or wanted is None or core.now < self._told_ms + _TELL_MS:
+        core, trial = self._core, self._trial
+        if trial is None or core.now < trial.told_ms + _TELL_MS:
             return
-        self._told_ms = core.now
-        self._estimate()
+        trial.told_ms = core.now
+        self._estimate(trial)
+        fetch = trial.fetch
         rate, missing = fetch.per_ms(core.now), fetch.missing_bytes
         core.note(
             "info",
             "fetching-snapshot",
-            round=wanted.round,
+            round=trial.snapshot.round,
             bytes=fetch.size,
             missing_bytes=missing,
             bytes_per_s=None if rate is None else round(rate * 1000),
@@ -241,17 +272,15 @@ class Recovery:
         patience_ms = _NOBODY_MS if fetch.size is None else _STUCK_MS
         if core.now - fetch.moved_ms < patience_ms:
             return
-        was_held = self._is_held
-        self._give_up("nobody sends it")
-        if was_held:
-            reason = f"the snapshot of round {wanted.round} cannot be had: replaying instead"
-            core.note("warning", "catching-up", way="replay", why=reason)
-            core.out.append(
-                Rebuild(
-                    core.head.round,
-                    core.head.hash,
-                    switched=False,
-                    from_scratch=False,
-                    reason=reason,
-                )
-            )
+        self._give_up(trial, "nobody sends it")
+        if trial.is_held:
+            self._replay_instead(trial.snapshot)
+
+    def _replay_instead(self, snapshot: SnapshotAt) -> None:
+        core = self._core
+        reason = f"the snapshot of round {snapshot.round} cannot be had: replaying instead"
+        core.note("warning", "catching-up", way="replay", why=reason)
+        head = core.head
+        core.out.append(
+            Rebuild(head.round, head.hash, switched=False, from_scratch=False, reason=reason)
+        )

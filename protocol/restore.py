@@ -110,7 +110,7 @@ def restore(disk: Reader, genesis: Mark) -> Saved:
         mine,
         tuple(work for work in unlisted(disk) if mine is None or work.round != head.round),
         tuple(Hash(root) for root, _ in disk.scan("attachments")),
-        tuple(decode_entry(raw) for key, raw in disk.scan("votes") if key.endswith(b"s")),
+        tuple(decode_entry(raw) for key, raw in disk.scan("votes") if key[8:9] == b"s"),
         tuple(_took(disk, head)),
     )
 
@@ -133,11 +133,6 @@ def _vote(disk: Reader, head: Mark) -> Vote:
         entry = decode_entry(accepted[4:])
         if entry.body.parent == head.hash:
             vote.accepted = int.from_bytes(accepted[:4], "big"), entry
-    sealed = disk.get("votes", key + b"s")
-    if sealed is not None:
-        entry = decode_entry(sealed)
-        if entry.body.parent == head.hash:
-            vote.sealed = entry
     return vote
 
 

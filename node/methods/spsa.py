@@ -35,7 +35,7 @@ from node.methods.base import Contribution, RoundContext, WorkResult
 from node.methods.parts import seeds, units
 from node.methods.parts.backlog import Backlog, Measured
 from node.methods.parts.pool import SHIFT_MAX, Chooser
-from node.methods.parts.probes import PROBES_MAX, Probe, decode, encode
+from node.methods.parts.probes import AGE_MAX, PROBES_MAX, Probe, decode, encode
 from node.methods.parts.schedule import Schedule
 from node.methods.parts.setup import Setup
 from node.methods.parts.slots import Consumed, SlotQueue
@@ -106,6 +106,7 @@ class Spsa:
         self._exponent_range = (units.EXPONENT_MIN, units.EXPONENT_MAX)
         self._queue = SlotQueue()
         self._backlog = Backlog()
+        self._units: dict[int, int] = {}  # exponents of the last rounds that were merged
         self._weights: FreeWeights | PooledWeights = FreeWeights(self._view, setup.kernels)
         if config.seeds is not None:
             self._exponent_range = (self._exponent - SHIFT_MAX, self._exponent + SHIFT_MAX)
@@ -182,7 +183,22 @@ class Spsa:
 
     def give_back(self, round: int, payload: bytes, attachment: bytes = b"") -> None:
         """What we offered to `round` is not in it, or no longer: it waits for the next one."""
-        self._backlog.give_back(round, payload)
+        if not self._backlog.give_back(round, payload):
+            self._recall(round, payload)
+
+    def _recall(self, round: int, payload: bytes) -> None:
+        """Offered before this process began: the bytes are from the disk, the unit from the ledger,
+        as far back as it was replayed. In a pooled run the directions of fresh probes are gone.
+        """
+        exponent, pool = self._units.get(round), self._weights.pool_size
+        if exponent is not None:
+            probes = {
+                (round - p.age, p.index): Measured(p.value, exponent, p.choice)
+                for p in decode(payload, pool)
+                if pool is None or p.choice is not None
+            }
+            self._backlog.offer(round, payload, probes)
+            self._backlog.give_back(round, payload)
 
     def settled(self, round: int, payload: bytes) -> None:
         """What we offered to `round` is in the state that was loaded."""
@@ -195,6 +211,9 @@ class Spsa:
         return weigher_of(self.config)(payload)
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
+        self._units[round.round] = self._exponent
+        oldest = round.round - AGE_MAX
+        self._units = {number: unit for number, unit in self._units.items() if number >= oldest}
         merging = [m for c in contributions for m in self._decode(round.round, c)]
         self._backlog.committed((m.origin, m.probe.index) for m in merging if m.peer == round.peer)
         self._backlog.forget_before(round.round)

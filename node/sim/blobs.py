@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from node.ports import Disk
-from protocol.blobs import Bits, chunk_count, chunk_id, page_id, pages_of, root_of
-from protocol.codec import CHUNK_BYTES
+from protocol.blobs import Bits, chunk_count, chunk_id, chunk_length, page_id, pages_of, root_of
 from protocol.events import (
     BlobKept,
     BlobKind,
@@ -48,7 +47,7 @@ def blob_of(state: int, size: int) -> tuple[Hash, SimBlob]:
     chunks: dict[int, bytes] = {}
     for number in range(chunk_count(size)):
         seed = digest("stub chunk", first, number.to_bytes(4, "big"))
-        length = min(CHUNK_BYTES, size - number * CHUNK_BYTES)
+        length = chunk_length(size, number)
         chunks[number] = (first + seed * (length // len(seed) + 1))[:length]
     names = b"".join(map(chunk_id, chunks.values()))
     return root_of(size, names), SimBlob(size, names, chunks)

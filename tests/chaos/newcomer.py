@@ -7,8 +7,9 @@ with snapshots is made beforehand, with more work in each round than a machine h
 members go on from it, a newcomer is started, and the clock runs from then until the first entry
 that lists it. With `--kill` one donor dies when half of the snapshot is there. Prints JSON. The
 bound is the time that the newcomer's own line needs for the bytes which it received in that time,
-times 1.3. Members are niced, because a newcomer brings its own processor; how much of one each
-process took meanwhile is printed, since here they share what there is.
+times 1.3. Members are niced, because a newcomer brings its own processor (where the kernel groups
+processes by session, niceness counts only within a group); how much of one each process took
+meanwhile is printed, since here they share what there is.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -275,16 +277,17 @@ def main() -> None:
     parser.add_argument("--kill", action="store_true", help="a donor dies half way")
     parser.add_argument("--keep", type=Path, help="leave the homes in this folder")
     options = parser.parse_args()
-    folder = options.keep or Path(tempfile.mkdtemp(prefix="newcomer-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    with Network(options.donors + 1, rate_mbit=options.rate, delay_ms=options.delay) as network:
+    with ExitStack() as stack:
+        folder = options.keep or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="newcomer-"))
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        network = stack.enter_context(
+            Network(options.donors + 1, rate_mbit=options.rate, delay_ms=options.delay)
+        )
         trial = Trial(options, folder, network)
-        try:
-            facts = trial.run()
-        finally:
-            trial.crew.close()
-            if options.keep is None:
-                trial.crew.remove()
+        stack.enter_context(trial.crew)
+        facts = trial.run()
     conclude(facts)
 
 

@@ -23,6 +23,7 @@ from protocol.events import (
     Tick,
 )
 from protocol.ids import Hash, Millis, PeerId
+from protocol.ledger import Ledger, Mark
 from protocol.messages import (
     BlobOffer,
     BlobRequest,
@@ -33,10 +34,10 @@ from protocol.messages import (
     PieceRequest,
     Ping,
 )
-from protocol.recovery import choose
+from protocol.recovery import Pace, choose
 from protocol.rules import Rules
 from protocol.snapshots import SnapshotAt, established, is_taken, named_in, naming_rounds
-from tests.machine.making import Door, ids
+from tests.machine.making import RULES, Door, genesis, ids, judge
 
 ME, ONE, TWO, THREE = ids(4)
 COUNT = 12
@@ -158,10 +159,9 @@ def test_a_fast_line_beats_a_slow_replay() -> None:
     newcomer.start_fetch()
     newcomer.answer(6, each_ms=10)
     newcomer.behind(100.0, round=5)
-    (hold,) = newcomer.of(Hold)
+    assert newcomer.of(Hold)
     (said,) = newcomer.told("catching-up")
     assert said["way"] == "snapshot"
-    assert said["why"] == hold.reason
     assert "995 rounds at 100.0 ms takes 100 s" in str(said["why"])
     wanted = newcomer.answer(50, each_ms=10)
     assert [effect for effect in wanted if isinstance(effect, Restore)] == [
@@ -193,7 +193,8 @@ def test_as_long_as_neither_way_is_clearly_faster_both_are_gone() -> None:
     """What the first second says of a line may be half of what it gives."""
     behind = Behind(0, 1_000, 100.0, ())
     at = SnapshotAt(950, Hash(bytes(32)))
-    fetches = [choose(behind, at, 1_000, rate) for rate in (0.1, 0.01, 0.013, 0.006)]
+    pace = pace_of(behind)
+    fetches = [choose(behind, at, 1_000, rate, pace) for rate in (0.1, 0.01, 0.013, 0.006)]
     assert [one and one.by_snapshot for one in fetches] == [True, None, None, False]
 
 
@@ -243,14 +244,39 @@ def test_the_choice_names_both_ways() -> None:
     """P7: by what was measured; while replaying has not been, nothing is chosen."""
     behind = Behind(0, 1_000, 10.0, ())
     snapshot = SnapshotAt(900, Hash(bytes(32)))
-    fast = choose(behind, snapshot, 50_000_000, 12_500.0)
+    pace = pace_of(behind)
+    fast = choose(behind, snapshot, 50_000_000, 12_500.0, pace)
     assert fast is not None
     assert fast.by_snapshot
     assert "fetching 50.0 MB at 12.50 MB/s and replaying 100 rounds takes 5 s" in fast.why
-    slow = choose(behind, snapshot, 500_000_000, 12_500.0)
+    slow = choose(behind, snapshot, 500_000_000, 12_500.0, pace)
     assert slow is not None
     assert not slow.by_snapshot
-    assert choose(Behind(0, 1_000, None, ()), snapshot, 1, 1.0) is None
+    unmeasured = Behind(0, 1_000, None, ())
+    assert choose(unmeasured, snapshot, 1, 1.0, pace_of(unmeasured)) is None
+
+
+def test_rounds_take_as_long_as_the_work_in_them() -> None:
+    """A swarm that grew: 100 rounds of one unit, then 100 of ten."""
+    founders = ids(1)
+    start = genesis(founders)
+    marks = [start]
+    for round in range(1, 201):
+        work = round if round <= 100 else 100 + 10 * (round - 100)
+        marks.append(Mark(round, Hash(round.to_bytes(32, "big")), work, start.roster))
+    pace = Pace(Ledger(judge(RULES), founders, marks))
+    pace.heard(Behind(0, 200, None, ()))
+    pace.heard(Behind(50, 200, 2.0, ()))
+    assert pace.ms(50, 100) == pytest.approx(100.0)
+    assert pace.ms(100, 200) == pytest.approx(2_000.0)
+    assert pace.ms(150, 300) == pytest.approx(300.0), "nothing is known of rounds past the head"
+
+
+def pace_of(behind: Behind) -> Pace:
+    """With a ledger that tells nothing of those rounds."""
+    pace = Pace(Ledger(judge(RULES), ids(1)))
+    pace.heard(behind)
+    return pace
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 50])

@@ -321,6 +321,25 @@ def test_the_backlog_survives_a_restart(make_setup: MakeSetup, make_round: MakeR
     assert ages == [0] * 6 + [1] * 6 + [2] * 6
 
 
+def test_what_was_offered_in_another_life_is_not_lost(
+    make_setup: MakeSetup, make_round: MakeRound
+) -> None:
+    """P3: the process was killed; the payload is on disk, and the ledger tells the unit."""
+    before = Spsa(CONFIG, make_setup(), random.Random(1))
+    before._exponent += 2  # as it was in round 0, when the run is that far
+    payload = before.work(make_round(0, 0)).payload
+    values = [p.value for p in decode(payload)]
+    reborn = Spsa(CONFIG, make_setup(), random.Random(2))
+    reborn.give_back(0, payload)
+    assert len(decode(reborn.work(make_round(0, 0)).payload)) == 6, "the unit is not known yet"
+    reborn._exponent += 2
+    reborn.merge(make_round(0, 0), [])
+    reborn._exponent -= 2
+    reborn.give_back(0, payload)
+    late = [p.value for p in decode(reborn.work(make_round(1, 0)).payload) if p.age]
+    assert late == [max(-127, min(127, 4 * value)) for value in values]
+
+
 def test_late_bytes_are_coded_in_the_unit_of_the_day(
     make_setup: MakeSetup, make_round: MakeRound
 ) -> None:

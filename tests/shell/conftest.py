@@ -9,6 +9,7 @@ import pytest
 
 from node.swarm import Swarm
 from tests.shell.runs import write_run
+from tests.shell.swarms import ending
 
 
 @pytest.fixture
@@ -28,10 +29,5 @@ def swarm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Swarm]:
     """An empty swarm; its quorum is the test's parameter, if it has one. Leaves no process."""
     config = write_run(tmp_path, quorum=getattr(request, "param", "any"))
     swarm = Swarm(tmp_path / "swarm", config, ["--threads", "1"])
-    try:
+    with ending(swarm):
         yield swarm
-    finally:
-        for peer in swarm.peers:
-            if peer.up:
-                peer.process.kill()
-            peer.process.wait()

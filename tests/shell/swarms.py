@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from node.offline import ReadOnlyStore
@@ -11,6 +13,18 @@ from protocol.entries import Entry
 from protocol.restore import entry_at
 
 WAIT_S = 240.0
+
+
+@contextmanager
+def ending(swarm: Swarm) -> Iterator[Swarm]:
+    """Leaves no process."""
+    try:
+        yield swarm
+    finally:
+        for peer in swarm.peers:
+            if peer.up:
+                peer.process.kill()
+            peer.process.wait()
 
 
 def grow(swarm: Swarm, peers: int) -> None:

@@ -12,7 +12,7 @@ from node.donor import Donor
 from node.snapshots import Snapshots
 from node.store import Store
 from node.swarm import Swarm
-from protocol.blobs import chunk_id, root_of
+from protocol.blobs import chunk_id, chunks_of, root_of
 from protocol.codec import CHUNK_BYTES, encode
 from protocol.entries import Attachment
 from protocol.events import BlobKept, BlobKind, Event, KeepBlob, OpenBlob, ServePieces, StorePiece
@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def fetched(shelf: Attachments, data: bytes, round: int) -> Attachment:
     """As if it had come from others, chunk by chunk."""
-    chunks = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]
+    chunks = chunks_of(data)
     names = b"".join(map(chunk_id, chunks))
     blob = Blob(root_of(len(data), names), len(data), names)
     shelf.files.open(blob)

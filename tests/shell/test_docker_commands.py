@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from node.swarm import PeerProcess, Swarm
-from tests.shell.swarms import WAIT_S, members_seen, words
+from tests.shell.swarms import WAIT_S, ending, members_seen, words
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
@@ -44,8 +44,14 @@ def localised(command: list[str], folder: Path, port: int) -> tuple[str, ...]:
 
 @pytest.fixture
 def containers(tmp_path: Path) -> Iterator[Swarm]:
-    """The founder and two replicas, each with a home of its own."""
-    swarm = Swarm(tmp_path, ROOT / "configs" / "stdlib-gpt.toml")
+    """The founder and two replicas."""
+    with ending(Swarm(tmp_path, ROOT / "configs" / "stdlib-gpt.toml")) as swarm:
+        start_services(swarm, tmp_path)
+        yield swarm
+
+
+def start_services(swarm: Swarm, tmp_path: Path) -> None:
+    """Each with a home of its own."""
     for name, service in (("founder", "founder"), ("peer-1", "peer"), ("peer-2", "peer")):
         command = localised(COMPOSE["services"][service]["command"], tmp_path, free_port())
         home, log = tmp_path / name, tmp_path / f"{name}.log"
@@ -54,13 +60,6 @@ def containers(tmp_path: Path) -> Iterator[Swarm]:
                 command, stdout=out, stderr=out, env={**os.environ, "PEER_HOME": str(home)}
             )
         swarm.peers.append(PeerProcess(name, home, log, command, process))
-    try:
-        yield swarm
-    finally:
-        for peer in swarm.peers:
-            if peer.up:
-                peer.process.kill()
-            peer.process.wait()
 
 
 def test_the_compose_commands_form_a_swarm(containers: Swarm) -> None:

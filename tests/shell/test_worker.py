@@ -12,11 +12,12 @@ from torch import Tensor
 from node import worker as worker_module
 from node.attachments import Attachments
 from node.chunks import Blob
+from node.following import Reports, Setting
 from node.methods.base import Contribution, RoundContext, WorkResult
 from node.snapshots import Snapshots
 from node.store import Store
 from node.stream import StateStream
-from node.worker import Place, Reports, Trainer, TrainingWorker
+from node.worker import Trainer, TrainingWorker
 from protocol.blobs import chunk_id, root_of
 from protocol.codec import CHUNK_BYTES
 from protocol.entries import Attachment
@@ -100,7 +101,7 @@ class Bench:
             lambda: 0.0,
             lambda: {"count": torch.zeros(1, dtype=torch.int64)},
         )
-        place = Place(RunId(RUN), ME, (ME,), RULES)
+        setting = Setting(RunId(RUN), ME, (ME,), RULES)
         reports = Reports(
             self._post, lambda to, message: None, lambda note: None, _fail,
             lambda what, done, total: None, lambda seconds: None,
@@ -111,7 +112,7 @@ class Bench:
             return trainer
 
         self.worker = TrainingWorker(
-            make, place, self.store, self.snapshots, self.attachments, reports
+            make, setting, self.store, self.snapshots, self.attachments, reports
         )
         self.snapshot = self._fetched(snapshot_round)
 
@@ -207,8 +208,8 @@ def test_a_model_that_cannot_be_loaded_ends_the_process(bench: Bench) -> None:
         bench._post, lambda to, message: None, lambda note: None, fail,
         lambda what, done, total: None, lambda seconds: None,
     )  # fmt: skip
-    place = Place(RunId(RUN), ME, (ME,), RULES)
-    worker = TrainingWorker(make, place, bench.store, bench.snapshots, bench.attachments, reports)
+    setting = Setting(RunId(RUN), ME, (ME,), RULES)
+    worker = TrainingWorker(make, setting, bench.store, bench.snapshots, bench.attachments, reports)
     bench.worker.start()
     worker.start()
     assert told.wait(60)
@@ -236,7 +237,7 @@ def test_who_comes_to_a_round_late_works_for_what_is_left_of_it(
     now_s = [0.0]
     monkeypatch.setattr(worker_module.time, "monotonic", lambda: now_s[0])
     bench.worker.start()
-    bench.worker.hold(Hold("a snapshot is on its way"))
+    bench.worker.hold(Hold())
     head = bench.marks[-1]
     bench.worker.start_work(StartWork(head.round, head.hash, (PeerId(ME),), heldout=False))
     now_s[0] = late_s
@@ -288,7 +289,7 @@ def test_a_snapshot_that_comes_too_late_does_not_lead_back(bench: Bench) -> None
 def test_work_that_waited_for_a_snapshot_is_done(bench: Bench) -> None:
     """P4: whoever is alone closes no round without it."""
     bench.worker.start()
-    bench.worker.hold(Hold("a snapshot is on its way"))
+    bench.worker.hold(Hold())
     head = bench.marks[-1]
     bench.worker.start_work(StartWork(head.round, head.hash, (PeerId(ME),), heldout=False))
     bench.let_through(ROUNDS)

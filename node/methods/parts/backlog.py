@@ -64,11 +64,11 @@ class Backlog:
     def offer(self, now: int, payload: bytes, probes: dict[Place, Measured]) -> None:
         self._offers[now, _tag(payload)] = probes
 
-    def give_back(self, round: int, payload: bytes) -> None:
-        """What this payload held waits again. One that is too old, or from another life, is
-        ignored.
-        """
-        self._waiting.update(self._offers.get((round, _tag(payload)), {}))
+    def give_back(self, round: int, payload: bytes) -> bool:
+        """What this payload held waits again. False for one that is not known (any more)."""
+        probes = self._offers.get((round, _tag(payload)))
+        self._waiting.update(probes or {})
+        return probes is not None
 
     def wait(self, place: Place, probe: Measured) -> None:
         """Keep for a later round what was offered to none."""
