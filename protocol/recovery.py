@@ -233,7 +233,8 @@ class Recovery:
         if rate is None or missing is None:
             return
         tail_ms = self._pace.ms(trial.snapshot.round, self._core.head.round)
-        self._done_ms = self._core.now + missing / rate + tail_ms
+        fetch_ms = missing / rate if missing else 0.0  # all of it may have been here before
+        self._done_ms = self._core.now + fetch_ms + tail_ms
 
     def _give_up(self, trial: _Trial, why: str) -> None:
         self._refused[trial.snapshot.root] = None

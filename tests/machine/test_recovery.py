@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from protocol.blobs import page_id, root_of
+from protocol.blobs import Bits, page_id, root_of
 from protocol.codec import CHUNK_BYTES
 from protocol.entries import Body, Entry, Line
 from protocol.events import (
@@ -187,6 +187,17 @@ def test_nearly_done_is_what_the_measured_rates_say() -> None:
     assert recovery.is_nearly_done(tail_ms)
     newcomer.on(Applied(1_000, Hash(bytes(32)), 7))
     assert not recovery.is_nearly_done(1 << 40)
+
+
+def test_a_snapshot_that_is_here_already_takes_no_time() -> None:
+    """Replaying cannot go on, and all of it came before an earlier attempt was cut off."""
+    newcomer = Newcomer()
+    newcomer.start_fetch()
+    assert newcomer.peer._recovery.instead(Behind(7, 1_000, None, (newcomer.snapshot,)))
+    (holder, level, number), *_ = newcomer.asked
+    newcomer.hear(holder, Piece(newcomer.root, level, number, newcomer.names))
+    wanted = newcomer.on(BlobOpened(newcomer.root, Bits.full(COUNT).encode()))
+    assert Restore(newcomer.snapshot) in wanted
 
 
 def test_as_long_as_neither_way_is_clearly_faster_both_are_gone() -> None:
