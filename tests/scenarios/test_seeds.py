@@ -3,6 +3,8 @@
 A failing seed is a gift: it goes into seeds.txt. Many more seeds: `python tests/scenarios/long.py`.
 """
 
+import os
+
 import pytest
 
 from protocol.rules import Quorum
@@ -16,6 +18,15 @@ BOTH = pytest.mark.parametrize("quorum", list(Quorum))
 def test_all_promises_hold_in_bad_weather(seed: int, quorum: Quorum) -> None:
     """P1 to P5: after each event, each second, and once the weather has cleared."""
     weather(seed, quorum, seconds=60)
+
+
+@pytest.mark.parametrize("batch", range(25))
+def test_worlds_that_nobody_has_seen_before(batch: int) -> None:
+    """P1 to P5: 200 new ones each time. One that fails says how to repeat it."""
+    first = int.from_bytes(os.urandom(5), "big")
+    for seed in range(first, first + 4):
+        for quorum in Quorum:
+            assert outcome(seed, quorum, seconds=60).story is None, (seed, quorum)
 
 
 def test_what_seeds_have_taught() -> None:
