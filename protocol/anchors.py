@@ -1,12 +1,18 @@
-"""Who holds on to whom: the members with addresses that come after a peer on a ring of hashes."""
+"""Who holds on to whom: the members with addresses that come after a peer on a ring of hashes.
+
+Where members with addresses are few, those that were members count too, after them: if the last one
+that can be dialled leaves and returns, the others cannot let it in before they reach each other.
+"""
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from protocol.core import Core
 from protocol.ids import PeerId, RunId, digest
 from protocol.roster import Roster
+
+_Places = list[tuple[bytes, PeerId]]
 
 
 @lru_cache(maxsize=8_192)
@@ -25,28 +31,36 @@ class Ring:
         self._core = core
         self._roster: Roster | None = None
         self._version = -1
-        self._places: list[tuple[bytes, PeerId]] = []
+        self._members: _Places = []
+        self._former: _Places = []
 
     def anchors(self, hidden: PeerId, count: int) -> Iterator[PeerId]:
-        """Members with addresses that are up, in the order in which `hidden` holds on to them."""
-        core, ring = self._core, self._all()
-        first = bisect_left(ring, (anchor_places(core.run, hidden)[0], b""))
+        """Members with addresses that are up, in the order in which `hidden` holds on to them; if
+        they are fewer, then former ones.
+        """
+        core = self._core
+        place = anchor_places(core.run, hidden)[0], b""
         passed = {hidden, *core.membership.down()}
-        for at in range(len(ring)):
-            anchor = ring[(first + at) % len(ring)][1]
-            if anchor in passed:
-                continue
-            yield anchor
-            passed.add(anchor)
-            count -= 1
-            if not count:
-                return
+        for ring in self._rings():
+            first = bisect_left(ring, place)
+            for at in range(len(ring)):
+                anchor = ring[(first + at) % len(ring)][1]
+                if anchor in passed:
+                    continue
+                yield anchor
+                passed.add(anchor)
+                count -= 1
+                if not count:
+                    return
 
-    def _all(self) -> list[tuple[bytes, PeerId]]:
+    def _rings(self) -> tuple[_Places, _Places]:
         core, roster = self._core, self._core.head.roster
         if roster is not self._roster or self._version != core.cards_version:
             self._roster, self._version = roster, core.cards_version
-            listening = [peer for peer in roster.members if core.can_be_dialled(peer)]
-            places = ((p, peer) for peer in listening for p in anchor_places(core.run, peer))
-            self._places = sorted(places)
-        return self._places
+            self._members, self._former = self._ring(roster.members), self._ring(roster.alumni)
+        return self._members, self._former
+
+    def _ring(self, peers: Iterable[PeerId]) -> _Places:
+        core = self._core
+        listening = [peer for peer in peers if core.can_be_dialled(peer)]
+        return sorted((p, peer) for peer in listening for p in anchor_places(core.run, peer))

@@ -274,7 +274,7 @@ class Membership:
             self._adopt(self._me, Rumor(peer, Health.LEFT, self._rumor(peer).incarnation), now)
 
     def former(self) -> list[PeerId]:
-        return list(self._former)
+        return [peer for peer in self._former if peer != self._me]
 
     # Inside
 

@@ -2,9 +2,10 @@
 
 A peer whose card has no addresses (it is *hidden*) is reached over the connections that it opened.
 It keeps some to its *anchors*: the members with addresses that come after it on a ring of hashes,
-the same for everybody who computes it. Whoever has no connection to it sends what it has to
-say to an anchor, in an envelope signed for the target. Nobody announces anything, envelopes are
-small, and a peer's anchors are as many in a swarm of ten as of a thousand (P8).
+the same for everybody who computes it; where they are few, former members, too. Whoever has no
+connection to it sends what it has to say to an anchor, in an envelope signed for the target. Nobody
+announces anything, envelopes are small, and a peer's anchors are as many in a swarm of ten as of a
+thousand (P8).
 
 A peer whose addresses do not work from here is found out by SWIM's indirect pings: whoever brings
 its answer can reach it, and relays until a direct ping is answered.
@@ -140,15 +141,19 @@ class Relaying:
         """Without a relay, as far as we know."""
         if peer in self._detours:
             return False
+        return self._is_connected(peer) or self._core.can_be_dialled(peer)
+
+    def _is_connected(self, peer: PeerId) -> bool:
         heard_ms = self._direct_ms.get(peer)
-        is_connected = heard_ms is not None and self._core.now - heard_ms < _DIRECT_MS
-        return is_connected or self._core.can_be_dialled(peer)
+        return heard_ms is not None and self._core.now - heard_ms < _DIRECT_MS
 
     def _can_relay(self, target: PeerId, relay: PeerId) -> bool:
         core = self._core
-        if relay in (core.me, target) or relay not in core.head.roster:
+        if relay in (core.me, target) or not core.head.roster.knows(relay):
             return False
         is_up = relay not in core.membership.down() and self._reaches(relay)
+        if relay not in core.head.roster:  # nobody probes it: what is heard of it must do
+            is_up = is_up and self._is_connected(relay)
         return is_up and self._avoided_until(None, relay) == 0
 
     def _avoided_until(self, target: PeerId | None, relay: PeerId) -> int:
@@ -233,7 +238,7 @@ class Relaying:
     def on_unrelayed(self, sender: PeerId, message: Unrelayed) -> None:
         """Another relay is used from now on."""
         core = self._core
-        if sender not in core.head.roster or message.target not in core.head.roster:
+        if not core.head.roster.knows(sender) or message.target not in core.head.roster:
             return
         self._avoid(message.target, sender, _AVOID_MS)
         detour = self._detours.get(message.target)
@@ -247,12 +252,15 @@ class Relaying:
         for what `sender` should not have sent.
         """
         core = self._core
-        if sender not in core.head.roster or not core.is_member:
+        roster = core.head.roster
+        if not roster.knows(sender) or not roster.knows(core.me):
             return None  # one of us is behind
         if message.target == core.me:
             return self._open(sender, message)
         if message.origin != sender:
             raise RemoteError("relays have one hop")
+        if sender not in roster:
+            return None
         if message.frame[1] in _NEVER_RELAYED:
             raise RemoteError("this kind of message is not relayed")
         why = self._why_not(message)

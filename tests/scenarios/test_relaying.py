@@ -93,6 +93,24 @@ def test_hidden_peers_join_through_one_another_s_friends() -> None:
     assert_all_well(world)
 
 
+@pytest.mark.parametrize("quorum", list(Quorum))
+def test_the_only_one_that_can_be_dialled_leaves_and_returns(quorum: Quorum) -> None:
+    """P4: 1. It leaves in good order. 2. The two that are left cannot reach each other, so no round
+    can close that lets it in again. 3. It returns, and they reach each other through it: it is no
+    member, but it was one.
+    """
+    rules = Rules(quorum=quorum, window_ms=1_000, deadline_ceiling_ms=3_000)
+    world = world_of(1, 2, rules=rules)
+    world.run_for(10_000)
+    door = world.peers["p0"]
+    world.stop(door)
+    world.run_for(30_000)
+    world.start(door)
+    assert_moves_on(world, 60_000)
+    assert world.run_until(lambda: all(who.peer.is_member for who in world.up()), 60_000)
+    assert_all_well(world)
+
+
 def test_a_relay_dies_and_another_is_used() -> None:
     """P4:
     1. Two members can be dialled, four cannot.
