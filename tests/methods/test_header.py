@@ -61,7 +61,7 @@ def test_any_bytes_decode_to_what_encodes_back_or_raise_value_error(data: bytes)
         b"\1\2\1\2",  # more steps than micro-batches
         b"\1\2\2\1",  # fewer tokens than micro-batches
         b"\1\0\1\1",  # tokens without a step
-        b"\1\1\1\x80\0",  # not minimal
+        b"\1\1\x81\0\1",  # not minimal
         b"\1\1\1\xff\xff\xff\xff\xff\xff\1",  # tokens without end
         b"\1\1\x81\x80\4\1",  # BATCHES_MAX + 1
         b"\1\1\xff\xff\xff\1\1",

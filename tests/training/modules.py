@@ -45,7 +45,7 @@ class Odd(nn.Module):
         self.get_buffer("calls").add_(1)
         x = self.norm(self.mix(self.embed(ids).transpose(1, 2))).transpose(1, 2)
         self.last = x.detach()
-        x = self.frozen(self.dropout(x)) * self.gain
+        x = self.frozen(self.dropout(x)) * self.gain + self.empty.sum()
         for block in [*self.blocks, self.again]:
             x = x + torch.tanh(block(x))
         logits: Tensor = self.head(x)

@@ -26,6 +26,7 @@ from tests.training.modules import (
 )
 
 SGD = {"name": "sgd", "lr": 0.1}
+MOMENTUM = {"name": "sgd", "lr": 0.1, "momentum": 0.9}
 ADAMW = {"name": "adamw", "lr": 1e-2}
 MUON = {"name": "muon", "lr": 0.02, "others": {"lr": 1e-2}}
 
@@ -34,6 +35,10 @@ MakeOptimizers = Callable[[nn.Module], list[torch.optim.Optimizer]]
 
 def plain_sgd(model: nn.Module) -> list[torch.optim.Optimizer]:
     return [torch.optim.SGD(model.parameters(), lr=0.1)]
+
+
+def plain_momentum(model: nn.Module) -> list[torch.optim.Optimizer]:
+    return [torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)]
 
 
 def plain_adamw(model: nn.Module) -> list[torch.optim.Optimizer]:
@@ -63,8 +68,8 @@ def plain_muon(model: nn.Module) -> list[torch.optim.Optimizer]:
 
 @pytest.mark.parametrize(
     ("fields", "plain"),
-    [(SGD, plain_sgd), (ADAMW, plain_adamw), (MUON, plain_muon)],
-    ids=["sgd", "adamw", "muon"],
+    [(SGD, plain_sgd), (MOMENTUM, plain_momentum), (ADAMW, plain_adamw), (MUON, plain_muon)],
+    ids=["sgd", "momentum", "adamw", "muon"],
 )
 def test_steps_are_those_of_plain_torch(fields: dict[str, object], plain: MakeOptimizers) -> None:
     """Bit for bit, over two rounds, with clipping."""
@@ -161,6 +166,15 @@ def test_checkpointing_computes_each_layer_twice() -> None:
     assert counting.calls == 3
 
 
+def test_a_layer_may_have_a_forward_of_its_own() -> None:
+    model = nn.Sequential(nn.Embedding(256, 4), nn.Linear(4, 256))
+    own = model[1].forward
+    model[1].forward = own  # as hooks of other libraries do
+    trainer(model, optimizer=SGD, steps=1, checkpoint_activations=True).work(0, slots(), never)
+    assert model[1].__dict__["forward"] is own
+    assert "forward" not in model[0].__dict__
+
+
 class _Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -239,14 +253,23 @@ def test_a_gradient_alone_moves_nothing() -> None:
 class Spoilt:
     """The loss, except that it comes out otherwise in some slots."""
 
-    def __init__(self, *, loss: tuple[int, ...] = (), gradient: tuple[int, ...] = ()) -> None:
-        self._loss = {_key(batch(slot)) for slot in loss}
-        self._gradient = {_key(batch(slot)) for slot in gradient}
+    def __init__(
+        self,
+        *,
+        loss: tuple[int, ...] = (),  # its gradient is none either
+        value: tuple[int, ...] = (),  # its gradient is as ever
+        gradient: tuple[int, ...] = (),
+    ) -> None:
+        self._loss, self._value, self._gradient = (
+            {_key(batch(slot)) for slot in slots} for slots in (loss, value, gradient)
+        )
 
     def __call__(self, model: nn.Module, here: Batch) -> Tensor:
         loss = batch_loss(model, here)
         if _key(here) in self._loss:
             return loss * math.inf
+        if _key(here) in self._value:
+            return loss + math.inf
         if _key(here) in self._gradient:
             zero = next(p for p in model.parameters() if p.requires_grad).flatten()[0] * 0
             return loss + torch.sqrt(zero)  # its slope at 0 has no bound
@@ -257,7 +280,7 @@ def _key(here: Batch) -> bytes:
     return here.inputs.numpy().tobytes()
 
 
-@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize("kind", ["loss", "value", "gradient"])
 def test_a_step_that_is_not_finite_is_skipped(kind: str) -> None:
     model, twin = gpt(), gpt()
     spoilt = Spoilt(**{kind: (1,)})
@@ -327,11 +350,14 @@ def test_a_gradient_that_is_not_finite_is_tried_anew_a_few_times() -> None:
 def test_only_what_is_trained_moves() -> None:
     model = odd()
     before = weights(model)
-    report = trainer(model, optimizer=ADAMW, steps=2).work(0, slots(), never)
+    inner = trainer(model, optimizer=ADAMW, steps=2)
+    report = inner.work(0, slots(), never)
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     still = {"frozen.weight", "frozen.bias", "empty", "unused"}
     assert moved == {n for n, _ in model.named_parameters()} - still
     assert report.steps == 2
+    kept = [name for name in inner.local_state() if name.startswith("inner.state.")]
+    assert not any(name.endswith(tuple(still)) for name in kept)
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW, MUON], ids=["sgd", "adamw", "muon"])

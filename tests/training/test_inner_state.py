@@ -61,13 +61,16 @@ def test_so_does_an_optimizer_of_the_owner(path: str, options: dict[str, object]
     twin = odd()
     twin.load_state_dict(model.state_dict())
     again = InnerTrainer(config(steps=2), twin, batch_loss, batch, own)
-    again.work(0, slots(9), never)
+    again.work(0, slots(7), never)
+    again.work(1, slots(9), never)
     twin.load_state_dict(model.state_dict())
-    again.load_local_state(state)
+    given = {name: t.clone() for name, t in state.items()}
+    again.load_local_state(given)
     for one in (inner, again):
         one.work(1, slots(2), never)
     assert same(weights(model), weights(twin))
     assert same(again.local_state(), inner.local_state())
+    assert same(given, state)  # it was copied
 
 
 def test_names_say_what_they_are() -> None:
@@ -109,7 +112,7 @@ BROKEN: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
         **without(s, EXP_AVG),
         EXP_AVG.replace("tensor", "number"): torch.tensor(1.0, dtype=torch.float64),
     },
-    "a key twice": lambda s: {**s, EXP_AVG.replace("tensor", "number"): torch.tensor(1)},
+    "a key twice": lambda s: {EXP_AVG.replace("tensor", "number"): torch.tensor(1), **s},
     "an unknown parameter": lambda s: {**s, "inner.state.tensor.exp_avg.nobody": torch.zeros(1)},
     "an unknown kind": lambda s: {**s, EXP_AVG.replace("tensor", "list"): torch.zeros(16)},
     "a name cut short": lambda s: {**s, "inner.state.tensor": torch.zeros(16)},
