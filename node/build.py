@@ -25,6 +25,7 @@ from node.training.models import (
     build_model,
     model_digest,
 )
+from node.training.own_optimizer import check_own_optimizer
 from node.worker import Trainer
 from protocol.ids import RunId
 
@@ -63,6 +64,8 @@ class Workshop:
             torch.set_num_threads(node.threads)
         device = choose_device(node.device)
         built = _build(model, node, root, device)
+        if node.optimizer is not None:
+            check_own_optimizer(node.optimizer, built.module)
         return cls(
             built, open_data(_local_data(data, node), built.tokenizer, root), node, root, device
         )
@@ -99,7 +102,7 @@ class Workshop:
         batches = self.data.held_out()
 
         def setup(model: Model) -> Setup:
-            return Setup(model.module, self.data, batch_loss, kernels, run)
+            return Setup(model.module, self.data, batch_loss, kernels, run, self.node.optimizer)
 
         built = build_method(method, setup(self.model))  # type: ignore[arg-type]
 

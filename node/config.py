@@ -17,6 +17,7 @@ from node.errors import ConfigError
 from node.methods.registry import MethodConfig
 from node.training.data import DataConfig
 from node.training.models import ModelConfig
+from node.training.own_optimizer import OwnOptimizer
 from protocol.rules import PRESETS, Quorum, Rules
 
 MANIFEST_FORMAT = 1
@@ -90,6 +91,9 @@ class NodeConfig(_Table):
     """Where the data is on this machine, if not where the run file says."""
     factories: dict[str, str] = Field(default_factory=dict)
     """For `model.kind = "factory"`: label -> `module:function`. Only this file may name code."""
+    optimizer: OwnOptimizer | None = None
+    """For methods that take inner steps: this machine's own, instead of the one that the run names.
+    """
     metrics: str | None = None
     """`127.0.0.1:9100`: answer Prometheus there."""
     upload_mbit: Annotated[float, Field(ge=0)] = 0.0
@@ -198,24 +202,24 @@ def _explain(error: ValidationError, where: str, table: Sequence[str] = ()) -> C
 
 def _dotted(loc: list[str]) -> str:
     """`model.gpt.width` -> `model.width`: the kind of a union is not a key that people write."""
-    return ".".join(part for at, part in enumerate(loc) if not (at == 1 and part in _KINDS))
-
-
-_KINDS = {"gpt", "hf", "factory"}
+    return ".".join(part for part, kinds, _ in _along(loc) if part not in kinds)
 
 
 def _keys_beside(loc: list[str]) -> Iterator[str]:
     """The keys that the table around `loc` knows."""
+    *_, (_, _, table) = _along(loc)
+    yield from table.get("properties", {})
+
+
+def _along(loc: list[str]) -> Iterator[tuple[str, Mapping[str, str], dict[str, Any]]]:
+    """Each part of `loc`, with the kinds and the schema of the table or union that it is in."""
     schema = RunFile.model_json_schema()
-    node: dict[str, Any] = schema
-    for part in loc[:-1]:
-        node = _resolve(schema, node)
-        if part in _KINDS:
-            target = node.get("discriminator", {}).get("mapping", {}).get(part)
-            node = {"$ref": target} if target else node
-            continue
-        node = node.get("properties", {}).get(part, {})
-    yield from _resolve(schema, node).get("properties", {})
+    node = _resolve(schema, schema)
+    for part in loc:
+        kinds: dict[str, str] = node.get("discriminator", {}).get("mapping", {})
+        yield part, kinds, node
+        below = {"$ref": kinds[part]} if part in kinds else node.get("properties", {}).get(part, {})
+        node = _resolve(schema, below)
 
 
 def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ one byte a probe.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from node.methods.parts.varints import Reader, varint
+
 PROBES_MAX = 4096  # in one payload; bounds its length and the work of merging it
 AGE_MAX = 64  # rounds; a probe that is older is dropped by its owner
 INDEX_MAX = 1 << 14  # probe indices of one (peer, round) lie below this
@@ -44,10 +46,10 @@ def encode(probes: Iterable[Probe], pooled: bool = False) -> bytes:
     out = bytearray()
     for segment in _segments(sorted(probes)):
         head = segment[0]
-        out += _varint(head.age * 2 + (head.index > 0))
+        out += varint(head.age * 2 + (head.index > 0))
         if head.index:
-            out += _varint(head.index)
-        out += _varint(len(segment))
+            out += varint(head.index)
+        out += varint(len(segment))
         for probe in segment:
             assert abs(probe.value) <= BYTE_MAX, probe
             out.append(probe.value & 0xFF)
@@ -65,7 +67,7 @@ def decode(payload: bytes, pool: int | None = None) -> list[Probe]:
     `pool` is the pool's size in a pooled run, else None. Raises ValueError for every payload that
     `encode` would not have written.
     """
-    reader = _Reader(payload)
+    reader = Reader(payload)
     probes: list[Probe] = []
     end = (-1, 0)  # (age, one past the last index) of the segment before
     while reader.left:
@@ -117,42 +119,3 @@ def _segments(probes: Sequence[Probe]) -> Iterator[Sequence[Probe]]:
                 continue
         yield probes[start:i]
         start = i
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-class _Reader:
-    """Takes bytes off the front; raises ValueError where there are too few."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    @property
-    def left(self) -> int:
-        return len(self._data) - self._at
-
-    def take(self, count: int) -> bytes:
-        if count > self.left:
-            raise ValueError("payload ends early")
-        self._at += count
-        return self._data[self._at - count : self._at]
-
-    def varint(self) -> int:
-        """At most three bytes, which is more than any field needs."""
-        value = 0
-        for position in range(3):
-            byte = self.take(1)[0]
-            value |= (byte & 0x7F) << (7 * position)
-            if byte < 0x80:
-                if position and not byte:
-                    raise ValueError("varint is not minimal")
-                return value
-        raise ValueError("varint is too long")

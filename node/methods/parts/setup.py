@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from node.kernels.base import Kernels
 from node.methods.parts.perturbed import Perturbed
+from node.training.inner import InnerTrainer
+from node.training.inner_config import InnerConfig
 from node.training.losses import Batch
+from node.training.own_optimizer import OwnOptimizer
 
 
 class SlotData(Protocol):
@@ -28,9 +31,16 @@ class Setup:
     loss: Callable[[nn.Module, Batch], Tensor]  # (model, batch) -> scalar float32
     kernels: Kernels
     run: bytes  # the run id, 32 bytes
+    optimizer: OwnOptimizer | None = None  # this machine's own, for methods that take inner steps
 
     def perturbed(self) -> Perturbed:
         """The model as scalar methods see it. Its dry run uses one held-out batch."""
         device = next(self.model.parameters()).device
         batch = self.data.held_out()[0].to(device)
         return Perturbed(self.model, self.kernels, lambda: self.loss(self.model, batch))
+
+    def inner(self, config: InnerConfig) -> InnerTrainer:
+        """What takes this peer's inner steps. Raises ConfigError when the model, or the machine's
+        own optimizer, is not fit for it.
+        """
+        return InnerTrainer(config, self.model, self.loss, self.data.batch, self.optimizer)
