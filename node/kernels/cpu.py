@@ -8,25 +8,18 @@ How it gets its speed: Philox keeps each 32-bit word in a 64-bit lane and never 
 because a multiplication reads the low half only; LLVM then vectorises sixteen blocks at a time. The
 sums over contributions of the 32 elements of one random word stay in vector registers (`_sum_of`).
 
-Compiling happens at a function's first call. Each has one signature and is cached on disk. That is
-also what makes several processes safe that compile at one time: Numba replaces its files
-atomically, but numbers them per function, so two signatures of one function, compiled in two
-processes, could swap their code. All compiled code is in this file since Numba's cache looks at the
-age of one file only.
+When compiling happens, and why all of it is in this file, says `jit`.
 """
 
-import os
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from threading import Lock
-from typing import Any, Final, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -34,12 +27,13 @@ from torch import Tensor
 
 from node.kernels import philox
 from node.kernels.base import CheckedKernels
+from node.kernels.jit import helper, kernel
+from node.kernels.threads import Threads
 
 if sys.byteorder != "little":
     raise ImportError("the Numba kernels take vectors apart in little-endian order")
 
 Array: TypeAlias = NDArray[Any]
-P = ParamSpec("P")
 R = TypeVar("R")
 SumWord: TypeAlias = Callable[[Array, Array, int, np.int32, Array], None]
 
@@ -63,44 +57,6 @@ _DIRECTIONS, _NOISE, _DIGEST = (
     np.uint64(stream) for stream in (philox.DIRECTIONS, philox.NOISE, philox.DIGEST)
 )
 _NAN: Final = np.array(0x7FC00000, dtype=np.uint32).view(np.float32)[()]
-
-
-class _Kernel:
-    """A function compiled for one signature when it is first called, from the disk cache if it can.
-
-    Compiling all of them takes seconds, and a node that has just started needs two or three.
-    """
-
-    def __init__(self, signature: str, function: Callable[..., Any]) -> None:
-        self.signature = signature
-        self.function = function
-        self._compiled: Callable[..., Any] | None = None
-        self._lock = Lock()
-
-    def __call__(self, *arguments: object) -> Any:  # noqa: ANN401
-        with self._lock:
-            if self._compiled is None:
-                self._compiled = self._compile()
-        return self._compiled(*arguments)
-
-    def _compile(self) -> Callable[..., Any]:
-        compiled: Callable[..., Any]
-        try:
-            compiled = njit(self.signature, nogil=True, cache=True)(self.function)
-        except Exception:
-            # No writable folder, a full disk, or a cache file that a crash cut short: none of them
-            # may keep a node from working. A real error shows again here.
-            compiled = njit(self.signature, nogil=True)(self.function)
-        return compiled
-
-
-def _kernel(signature: str) -> Callable[[Callable[..., Any]], _Kernel]:
-    return lambda function: _Kernel(signature, function)
-
-
-def _helper(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that kernels call; compiled into each of them."""
-    return cast(Callable[P, R], njit(function))
 
 
 def _sum_of(bits: int) -> SumWord:
@@ -160,7 +116,7 @@ _sum_word16 = _sum_of(16)
 _sum_word32 = _sum_of(32)
 
 
-@_helper
+@helper
 def _fill_words(key: np.uint64, first_block: np.uint64, stream: np.uint64, words: Array) -> None:
     """words (64,) uint32: word q of block first_block + i goes to place 4 * i + q."""
     k0, k1 = key & _LOW, key >> _U32
@@ -180,14 +136,14 @@ def _fill_words(key: np.uint64, first_block: np.uint64, stream: np.uint64, words
         words[4 * i + 3] = c3
 
 
-@_helper
+@helper
 def _fill_directions(keys: Array, tile: int, words: Array) -> None:
     """words (keys, 64) uint32: the bits of one tile for each key."""
     for c in range(keys.size):
         _fill_words(keys[c], np.uint64(tile * _BLOCKS), _DIRECTIONS, words[c])
 
 
-@_helper
+@helper
 def _fill_moves(keys: Array, values: Array, start: np.int32, tile: int, moves: Array) -> None:
     """moves (2048,) fp32: +-scale for one tile. `keys` holds one key, `values` the sign bit and
     `start` the pattern of -scale: adding the sign bit, modulo 2^32, turns it into +scale."""
@@ -198,7 +154,7 @@ def _fill_moves(keys: Array, values: Array, start: np.int32, tile: int, moves: A
         _sum_word32(words, values, at, start, bits)
 
 
-@_helper
+@helper
 def _fill_sums16(
     keys: Array, values: Array, start: np.int32, tile: int, words: Array, sums: Array
 ) -> None:
@@ -208,7 +164,7 @@ def _fill_sums16(
         _sum_word16(words, values, at, start, sums)
 
 
-@_helper
+@helper
 def _tile_of(tile: int, offset: int, size: int) -> tuple[int, int, int]:
     """Which elements of a tensor lie in tile number `tile`: the first, the last plus one, and the
     place of the first inside the tile."""
@@ -217,7 +173,7 @@ def _tile_of(tile: int, offset: int, size: int) -> tuple[int, int, int]:
     return start, min(base + _TILE, size), start - base
 
 
-@_kernel("void(float32[::1], int64, uint64[::1], int32[::1], int32, float32[::1])")
+@kernel("void(float32[::1], int64, uint64[::1], int32[::1], int32, float32[::1])")
 def _perturb32(
     weights: Array, offset: int, keys: Array, values: Array, start: np.int32, out: Array
 ) -> None:
@@ -231,7 +187,7 @@ def _perturb32(
             o[i] = moved if moved == moved else _NAN
 
 
-@_kernel("void(uint16[::1], int64, uint64[::1], int32[::1], int32, uint16[::1])")
+@kernel("void(uint16[::1], int64, uint64[::1], int32[::1], int32, uint16[::1])")
 def _perturb16(
     weights: Array, offset: int, keys: Array, values: Array, start: np.int32, out: Array
 ) -> None:
@@ -251,7 +207,7 @@ def _perturb16(
             o[i] = (bits[i] + np.uint32(0x7FFF) + ((bits[i] >> _U16) & _U1)) >> _U16
 
 
-@_kernel("void(float32[::1], int64, uint64[::1], int32[::1], int32, float32)")
+@kernel("void(float32[::1], int64, uint64[::1], int32[::1], int32, float32)")
 def _merge32(
     weights: Array, offset: int, keys: Array, values: Array, start: np.int32, step: np.float32
 ) -> None:
@@ -266,7 +222,7 @@ def _merge32(
             w[i] = moved if moved == moved else _NAN
 
 
-@_kernel("void(uint16[::1], int64, uint64[::1], int32[::1], int32, float32, uint64)")
+@kernel("void(uint16[::1], int64, uint64[::1], int32[::1], int32, float32, uint64)")
 def _merge16(
     weights: Array,
     offset: int,
@@ -298,7 +254,7 @@ def _merge16(
             w[i] = (bits[i] + np.uint32(r[i])) >> _U16
 
 
-@_kernel("void(int64[::1], int64, uint64[::1], int32[::1], int32, int64)")
+@kernel("void(int64[::1], int64, uint64[::1], int32[::1], int32, int64)")
 def _accumulate64(
     total: Array, offset: int, keys: Array, values: Array, start: np.int32, shift: int
 ) -> None:
@@ -314,7 +270,7 @@ def _accumulate64(
             t[i] += np.int64(a[i]) << shift
 
 
-@_kernel("uint64(uint32[::1], int64, uint64)")
+@kernel("uint64(uint32[::1], int64, uint64)")
 def _digest32(data: Array, position: int, key: np.uint64) -> np.uint64:
     span = 2 * _BLOCKS  # coefficients made at a time
     words = np.empty(_WORDS, np.uint32)
@@ -330,24 +286,44 @@ def _digest32(data: Array, position: int, key: np.uint64) -> np.uint64:
     return total
 
 
+@kernel("void(uint64, int64, uint16[::1])")
+def _fill_noise(key: np.uint64, position: int, noise: Array) -> None:
+    """noise (n,): the 16 random bits of each of n elements from `position` on."""
+    span = 8 * _BLOCKS  # elements that one call serves
+    words = np.empty(_WORDS, np.uint32)
+    halves = words.view(np.uint16)  # little-endian: the low half comes first
+    for group in range(position // span, (position + noise.size - 1) // span + 1):
+        _fill_words(key, np.uint64(group * _BLOCKS), _NOISE, words)
+        base = group * span - position
+        first = max(base, 0)
+        part = noise[first : min(base + span, noise.size)]
+        for i in range(part.size):
+            part[i] = halves[first - base + i]
+
+
+def rounding_noise(key: int, position: int, count: int) -> NDArray[np.uint16]:
+    """(count,): the 16 random bits that round each bf16 weight from `position` on."""
+    noise = np.empty(count, np.uint16)
+    if count:
+        _fill_noise(np.uint64(key), position, noise)
+    return noise
+
+
 class CpuKernels(CheckedKernels):
     name = "cpu"
 
     def __init__(self, threads: int | None = None) -> None:
         """`threads`: how many to use; None follows `torch.get_num_threads()` at each call."""
-        self.threads = threads
-        self._pool: ThreadPoolExecutor | None = None
-        self._pool_of = (0, 0)  # its process and size: threads do not survive a fork
-        self._pool_lock = Lock()
+        self._threads = Threads(threads)
 
     def _perturb(self, weights: Tensor, offset: int, key: int, scale: float, out: Tensor) -> None:
-        kernel = _perturb32 if weights.dtype == torch.float32 else _perturb16
-        source, target = _array(weights), _array(out)
+        perturb = _perturb32 if weights.dtype == torch.float32 else _perturb16
+        source, target = array_of(weights), array_of(out)
         keys, sign = np.array([key], np.uint64), np.array([_SIGN], np.int32)
         start = np.float32(-scale).view(np.int32)
 
         def work(part: slice, position: int) -> None:
-            kernel(source[part], position, keys, sign, start, target[part])
+            perturb(source[part], position, keys, sign, start, target[part])
 
         self._each(source.size, offset, work)
 
@@ -360,7 +336,7 @@ class CpuKernels(CheckedKernels):
         step: float,
         noise_key: int,
     ) -> None:
-        data, step32, noise = _array(weights), np.float32(step), np.uint64(noise_key)
+        data, step32, noise = array_of(weights), np.float32(step), np.uint64(noise_key)
         keys64 = np.array([int(key) for key in keys], np.uint64)
         # A = 2 * (sum where the bit is set) - (sum of all); right modulo 2^16, and |A| < 2^15.
         bytes16 = np.array([int(value) for value in values], np.int16)
@@ -383,7 +359,7 @@ class CpuKernels(CheckedKernels):
             shift = 0
             while any(rest):
                 digits = [_low_digit(value) for value in rest]
-                self._add_digits(_array(total), offset, keys64, digits, shift)
+                self._add_digits(array_of(total), offset, keys64, digits, shift)
                 rest = [(v - d) >> _DIGIT_BITS for v, d in zip(rest, digits, strict=True)]
                 shift += _DIGIT_BITS
 
@@ -399,7 +375,7 @@ class CpuKernels(CheckedKernels):
         self._each(total.size, offset, work)
 
     def _digest(self, words: Tensor, first: int, key: int) -> int:
-        data, key64 = _array(words), np.uint64(key)
+        data, key64 = array_of(words), np.uint64(key)
         stretch = data.size if data.dtype == np.uint32 else _STRETCH
 
         def work(part: slice, position: int) -> int:
@@ -414,28 +390,20 @@ class CpuKernels(CheckedKernels):
 
     def _each(self, count: int, offset: int, work: Callable[[slice, int], R]) -> list[R]:
         """Run `work(part, position of the part)` over `count` elements from `offset` on."""
-        threads = self.threads or torch.get_num_threads()
+        threads = self._threads.count
         if threads == 1 or count < _PARALLEL_MIN:
             return [work(slice(0, count), offset)]
         shares = [offset + count * i // threads for i in range(1, threads)]
         cuts = [0, *(max(0, share // _TILE * _TILE - offset) for share in shares), count]
-        pool = self._threads(threads)
-        jobs = [pool.submit(work, slice(a, b), offset + a) for a, b in pairwise(cuts) if a < b]
-        return [job.result() for job in jobs]
-
-    def _threads(self, count: int) -> ThreadPoolExecutor:
-        with self._pool_lock:
-            if self._pool is None or self._pool_of != (os.getpid(), count):
-                self._pool = ThreadPoolExecutor(count, thread_name_prefix="kernels")
-                self._pool_of = (os.getpid(), count)
-            return self._pool
+        parts = [slice(a, b) for a, b in pairwise(cuts) if a < b]
+        return self._threads.map(lambda part: work(part, offset + part.start), parts)
 
 
 def create() -> CpuKernels:
     return CpuKernels()
 
 
-def _array(tensor: Tensor) -> Array:
+def array_of(tensor: Tensor) -> Array:
     """The tensor's memory as NumPy sees it; 16-bit and 32-bit patterns as unsigned integers."""
     if tensor.device.type != "cpu":
         raise ValueError(f"the cpu kernels cannot reach a tensor on {tensor.device}")

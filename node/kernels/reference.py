@@ -40,11 +40,7 @@ class ReferenceKernels(CheckedKernels):
         for part in _chunks(weights):
             total = torch.zeros_like(weights[part], dtype=torch.int64)
             self._accumulate(total, offset + part.start, keys, values)
-            moved = _one_nan(weights[part].float() - total.float() * step)
-            if weights.dtype == torch.bfloat16:
-                noise = _noise(noise_key, offset + part.start, moved)
-                moved = _top_half((moved.view(torch.int32).long() & _MASK) + noise)
-            weights[part] = moved
+            subtract(weights[part], offset + part.start, total.float() * step, noise_key)
 
     def _accumulate(
         self, total: Tensor, offset: int, keys: Sequence[int], values: Sequence[int]
@@ -60,6 +56,16 @@ class ReferenceKernels(CheckedKernels):
             coefficients = _coefficients(key, first + part.start, words[part])
             total += int(((words[part].long() & unsigned) * coefficients).sum())
         return total
+
+
+def subtract(weights: Tensor, offset: int, change: Tensor, noise_key: int) -> None:
+    """In place: weights -= change (fp32), each of them flat; bf16 is rounded stochastically."""
+    for part in _chunks(weights):
+        moved = _one_nan(weights[part].float() - change[part])
+        if weights.dtype == torch.bfloat16:
+            noise = _noise(noise_key, offset + part.start, moved)
+            moved = _top_half((moved.view(torch.int32).long() & _MASK) + noise)
+        weights[part] = moved
 
 
 def _chunks(tensor: Tensor) -> list[slice]:

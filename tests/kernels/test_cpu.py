@@ -7,7 +7,7 @@ import pytest
 import torch
 
 numba = pytest.importorskip("numba")
-from node.kernels import cpu  # noqa: E402
+from node.kernels import cpu, jit  # noqa: E402
 from node.kernels.cpu import CpuKernels  # noqa: E402
 
 
@@ -38,6 +38,6 @@ def test_a_kernel_compiles_without_a_usable_cache(monkeypatch: pytest.MonkeyPatc
         compiled: Callable[..., Any] = compile_(signature, **options)
         return compiled
 
-    monkeypatch.setattr(cpu, "njit", refuse)
-    kernel = cpu._Kernel("int64(int64)", lambda number: number + 1)
+    monkeypatch.setattr(jit, "njit", refuse)
+    kernel = jit.Kernel("int64(int64)", lambda number: number + 1)
     assert kernel(41) == 42
