@@ -57,7 +57,7 @@ def check(
     rows = [
         ("parameters", f"{facts['parameters']:,}, {facts['trainable']:,} of them trained"),
         ("weights", size(facts["weights_bytes"])),
-        ("peak memory", f"{size(facts['peak_bytes'])} while probing, this process in all"),
+        ("peak memory", f"{size(facts['peak_bytes'])} while working, this process in all"),
         ("state", f"{size(facts['state_bytes'])} that all peers keep alike"),
         (
             "snapshot",
@@ -76,9 +76,15 @@ def check(
         ("held-out loss", known(facts["heldout_loss"], "{:.4f} before training")),
         (
             "work",
-            f"{facts['work_per_round']} probes a round, {facts['seconds_per_probe']:.3f} s each",
+            f"{facts['work_per_round']} {facts['unit_of_work']} a round,"
+            f" {facts['seconds_per_unit']:.3f} s each",
         ),
-        ("sent", f"{facts['payload_bytes']} bytes of payload a round and peer"),
+        (
+            "sent",
+            f"{facts['payload_bytes']} bytes of payload"
+            + (f" and {size(facts['attachment_bytes'])} attached" * bool(facts["attachment_bytes"]))
+            + " a round and peer",
+        ),
         ("model digest", facts["model_digest"][:16]),
         ("data digest", (facts["data_digest"] or "none: private")[:16]),
     ]

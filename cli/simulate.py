@@ -38,11 +38,19 @@ def simulate(
     rules, work_bytes = Rules(), 67
     if config is not None:
         from node.config import load_run_file
+        from node.errors import ConfigError
+        from node.methods.registry import ledger_bytes
 
         run_file = load_run_file(config)
         rules = run_file.rules.rules()
-        probes = run_file.method.probes or run_file.method.probes_max
-        work_bytes = min(probes, 64) + 3
+        usual = ledger_bytes(run_file.method)
+        if usual is None and payload is None:
+            raise ConfigError(
+                f"contributions of {run_file.method.name} are attached to the ledger, and those"
+                " are not simulated yet",
+                "pass --payload with a few bytes to see what the rest of a round takes",
+            )
+        work_bytes = usual or work_bytes
     teller = Teller(0.5)
 
     def tell(progress: "Progress") -> None:

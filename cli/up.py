@@ -169,7 +169,7 @@ class _Show:
         return (
             f"{time.monotonic() - self._started:5.0f} s  round {self.round}{goal}"
             f"  held-out {known(best.get('heldout_loss'), '{:.3f}')}"
-            f"  {known(best.get('work_per_s'), '{:.0f}')} probes/s"
+            f"  {known(best.get('work_per_s'), '{:.0f}')} {best.get('unit_of_work', 'units')}/s"
             f"  {size(best.get('bytes_per_s'))}/s a peer  members {members}"
             f"  digest {(best.get('state') or 'unknown')[:8]}  left {self._left()}"
         )
@@ -189,7 +189,7 @@ class _Show:
             "round",
             "held-out",
             "training",
-            "probes/s",
+            "work/s",
             "bytes/s",
             "members",
             "digest",

@@ -76,9 +76,19 @@ def decode_token(raw: bytes) -> Token:
 
 
 def found(
-    store: Store, run_file: RunFile, identity: Identity, model: bytes, data: bytes | None
+    store: Store,
+    run_file: RunFile,
+    identity: Identity,
+    model: bytes,
+    data: bytes | None,
+    attachment_bytes_max: int = 0,
 ) -> Membership:
-    """A new run, with us as its first member. `model` and `data` are digests."""
+    """A new run, with us as its first member. `model` and `data` are digests; the last number is
+    what the method needs, should the run file not say.
+    """
+    rules = run_file.rules
+    if rules.attachment_bytes_max is None:
+        rules = rules.model_copy(update={"attachment_bytes_max": attachment_bytes_max})
     manifest = Manifest(
         name=run_file.name,
         founder=identity.peer.hex(),
@@ -88,7 +98,7 @@ def found(
         data=run_file.data,
         data_digest=None if data is None else data.hex(),
         method=run_file.method,
-        rules=run_file.rules,
+        rules=rules,
     )
     membership = Membership(manifest.encode(), manifest, os.urandom(32), None)
     remember(store, membership)
@@ -194,10 +204,14 @@ def check_same_run(kept: Membership, wanted: RunId, home: str) -> None:
 
 def check_same_file(kept: Membership, run_file: RunFile, home: str) -> None:
     """Going on with a run takes the file that founded it: what all agreed on cannot change."""
+    ours = kept.manifest
+    if run_file.rules.attachment_bytes_max is None:
+        unsaid = ours.rules.model_copy(update={"attachment_bytes_max": None})
+        ours = ours.model_copy(update={"rules": unsaid})
     changed = [
         table
         for table in ("name", "model", "data", "method", "rules")
-        if getattr(kept.manifest, table) != getattr(run_file, table)
+        if getattr(ours, table) != getattr(run_file, table)
     ]
     if changed:
         raise ConfigError(

@@ -21,6 +21,7 @@ from node.driver import Driver, NodeWatcher, ObservedWorker, TransportPort, now_
 from node.errors import ConfigError, UserError
 from node.following import Reports, Setting
 from node.front import Front, advertised, check, port_map
+from node.local import LocalState
 from node.methods.registry import weigher
 from node.metrics import Endpoint, Metrics
 from node.offline import keep_settings
@@ -171,7 +172,12 @@ class Node:
         workshop = Workshop.open(run_file.model, run_file.data, self._plan.node, self._plan.root)
         self._workshop = workshop
         return bootstrap.found(
-            store, run_file, identity, workshop.model_digest(), workshop.data_digest()
+            store,
+            run_file,
+            identity,
+            workshop.model_digest(),
+            workshop.data_digest(),
+            workshop.attachment_bytes_max(run_file.method),
         )
 
     _workshop: Workshop | None = None
@@ -254,7 +260,9 @@ class Node:
         reports = self._reports(stats, watcher, send)
         setting = Setting(base.kept.run, base.identity.peer, base.founders, base.rules)
         make, fail = self._trainer(base, peer), self._driver.fail
-        worker = TrainingWorker(make, setting, base.store, snapshots, attachments, reports)
+        worker = TrainingWorker(
+            make, setting, base.store, snapshots, attachments, LocalState(plan.home), reports
+        )
         cap = plan.node.upload_mbit * 125_000
         donor = Donor(attachments, snapshots, send, post, fail, cap)
         prober = NodeProber(post, identity_keys(base.store.identity()))

@@ -47,9 +47,9 @@ class RulesConfig(_Table):
     snapshot_every: Annotated[int, Field(ge=1, le=1_000_000)] = 50
     """Every so many rounds the state goes to disk on all peers, for newcomers to fetch from many.
     """
-    attachment_bytes_max: Annotated[int, Field(ge=0, le=64 << 30)] = 0
-    """What one contribution may bring beside its payload, for peers to fetch from each other;
-    0: nothing.
+    attachment_bytes_max: Annotated[int, Field(ge=0, le=64 << 30)] | None = None
+    """What one contribution may bring beside its payload, for peers to fetch from each other; left
+    out, as much as the method needs for the model.
     """
     members_max: Annotated[int, Field(ge=1, le=4_096)] = 1_024
 
@@ -61,7 +61,7 @@ class RulesConfig(_Table):
             deadline_ceiling_ms=round(max(self.grace_s, self.patience_s) * 1000),
             heldout_every=self.heldout_every,
             snapshot_every=self.snapshot_every,
-            attachment_bytes_max=self.attachment_bytes_max,
+            attachment_bytes_max=self.attachment_bytes_max or 0,
             members_max=self.members_max,
             **PRESETS[self.network],
         )

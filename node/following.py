@@ -100,7 +100,8 @@ class Lag:
 class Follower:
     """`arrived` is called whenever the state has come to a place that is told, before that.
 
-    Every so many rounds the state goes to disk, beside the work, as a snapshot.
+    Every so many rounds the state goes to disk, beside the work, as a snapshot; `taken` is called
+    when one is begun at the chain's head.
     """
 
     def __init__(
@@ -111,9 +112,10 @@ class Follower:
         lag: Lag,
         reports: Reports,
         arrived: Callable[[], None],
+        taken: Callable[[], None],
     ) -> None:
         self._replica, self._keeper, self._attachments = replica, keeper, attachments
-        self._lag, self._reports, self._arrived = lag, reports, arrived
+        self._lag, self._reports, self._arrived, self._taken = lag, reports, arrived, taken
         self._rules, self._disk, self._snapshots = lag.setting.rules, lag.disk, lag.snapshots
         self._wishes = lag.wishes
         self._is_lacking = False  # attachments are on their way: no replaying
@@ -148,6 +150,8 @@ class Follower:
         if not is_taken(round, rules):
             return
         self._keeper.take_snapshot()
+        if round >= self._wishes.target[0]:
+            self._taken()
         for named in snapshots_on_chain(self._disk, self._replica.founders, round, rules, 1):
             self._attachments.collect(self._snapshots.establish(named.root))
 

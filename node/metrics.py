@@ -45,7 +45,7 @@ METRICS: Final[Mapping[str, Spec]] = {
     "peer_heldout_loss": Spec(Kind.GAUGE, "Held-out loss when it was last measured, nats"),
     "peer_train_loss": Spec(Kind.GAUGE, "Training loss of the last window of work, nats"),
     "peer_members": Spec(Kind.GAUGE, "Members by the state this peer holds them in", "state"),
-    "peer_probes": Spec(Kind.COUNTER, "Gradient probes computed on this machine"),
+    "peer_work": Spec(Kind.COUNTER, "Units of work (probes, batches) done on this machine"),
     "peer_bytes": Spec(Kind.COUNTER, "Payload bytes moved, before encryption", "direction"),
     "peer_messages": Spec(Kind.COUNTER, "Messages moved", "direction"),
     "peer_drops": Spec(Kind.COUNTER, "Messages dropped", "cause"),

@@ -222,7 +222,9 @@ class Replica:
             entry = entry_at(disk, round) if round < self.round else None
             # By signature, not by payload: two peers' small payloads may well be the same bytes.
             if entry is not None and message.signature in entry.signatures:
-                self.method.settled(round, message.payload)
+                attached = message.attached
+                data = None if attached is None else self._attachments.read(attached)
+                self.method.settled(round, message.payload, data or b"")
 
     def _roster_here(self, disk: Reader) -> Roster | None:
         """Of the open round."""

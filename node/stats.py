@@ -60,7 +60,7 @@ class Stats:
         """A window of work ended on this machine."""
         work = self.weigh(payload)
         self.work_made += work
-        self.metrics.add("peer_probes", work)
+        self.metrics.add("peer_work", work)
 
     def applied(self, round: int, state: int) -> None:
         self.state, self.state_round = state, round

@@ -18,10 +18,12 @@ from torch import Tensor
 from node.attachments import Attachments
 from node.following import Follower, Lag, Reports, Setting, Wishes
 from node.keeper import StateKeeper
+from node.local import LocalState
 from node.methods.base import Method, Overtime, RoundContext
 from node.ports import Disk
 from node.replica import Replica
 from node.snapshots import Snapshots
+from node.store import StoreError
 from protocol.events import (
     Apply,
     GiveBack,
@@ -78,10 +80,11 @@ class TrainingWorker:
         disk: Disk,
         snapshots: Snapshots,
         attachments: Attachments,
+        local: LocalState,
         reports: Reports,
     ) -> None:
         self._make, self._setting, self._reports = make, setting, reports
-        self._snapshots, self._attachments = snapshots, attachments
+        self._snapshots, self._attachments, self._local = snapshots, attachments, local
         self._trainer: Trainer  # these four are there once `_is_ready` is set
         self._replica: Replica
         self._keeper: StateKeeper
@@ -223,8 +226,15 @@ class TrainingWorker:
             self._replica, self._snapshots, reports.post, reports.send, reports.note, reports.failed
         )
         self._follower = Follower(
-            self._replica, self._keeper, self._attachments, self._lag, reports, self._resume
+            self._replica,
+            self._keeper,
+            self._attachments,
+            self._lag,
+            reports,
+            self._resume,
+            self._save_local,
         )
+        self._load_local()
         self._keeper.start()
         self._is_ready.set()
 
@@ -247,6 +257,7 @@ class TrainingWorker:
             case _Close():
                 if self._replica.round > 0:
                     self._keeper.take_snapshot()
+                    self._save_local()
                 return False
         return True
 
@@ -296,6 +307,24 @@ class TrainingWorker:
             self._reports.note(Note("error", "work-lost", {"round": task.round}))
         else:
             self._replica.method.give_back(task.round, task.payload, data)
+
+    # What is this machine's alone
+
+    def _load_local(self) -> None:
+        try:
+            state = self._local.load()
+            if state is not None:
+                self._replica.method.load_local_state(state)
+        except (ValueError, KeyError) as error:
+            self._reports.note(Note("warning", "local-state-unusable", {"error": str(error)}))
+
+    def _save_local(self) -> None:
+        try:
+            self._local.save(self._replica.method.local_state())
+        except StoreError as error:  # a full disk: the ledger and the state are what counts
+            self._reports.note(Note("error", "local-state-not-saved", {"error": str(error)}))
+
+    # Coming to work that waits
 
     def _resume(self) -> None:
         """The state has come to where work was asked for before."""

@@ -78,8 +78,10 @@ class Method(Protocol):
         """
         ...
 
-    def settled(self, round: int, payload: bytes) -> None:
-        """Our own payload was committed in `round`, whose merge is part of the loaded state."""
+    def settled(self, round: int, payload: bytes, attachment: bytes = b"") -> None:
+        """Our own payload was committed in `round`, whose merge is part of the loaded state. Its
+        attachment is empty when it is not on disk any more.
+        """
         ...
 
     def weigh(self, payload: bytes) -> int:

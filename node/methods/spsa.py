@@ -200,7 +200,7 @@ class Spsa:
             self._backlog.offer(round, payload, probes)
             self._backlog.give_back(round, payload)
 
-    def settled(self, round: int, payload: bytes) -> None:
+    def settled(self, round: int, payload: bytes, attachment: bytes = b"") -> None:
         """What we offered to `round` is in the state that was loaded."""
         probes = decode(payload, self._weights.pool_size)
         self._backlog.committed((round - p.age, p.index) for p in probes)

@@ -13,6 +13,7 @@ from node import worker as worker_module
 from node.attachments import Attachments
 from node.chunks import Blob
 from node.following import Reports, Setting
+from node.local import LocalState
 from node.methods.base import Contribution, RoundContext, WorkResult
 from node.snapshots import Snapshots
 from node.store import Store
@@ -55,6 +56,7 @@ class Counting:
         self.went_on = threading.Event()
         self.digests = 0
         self.was_over: bool | None = None  # the window, when work began
+        self.mine = 0  # what no other peer knows
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
         self.waits.set()
@@ -72,6 +74,12 @@ class Counting:
         self.went_on.set()
         while not round.expired():
             pass
+
+    def local_state(self) -> dict[str, Tensor]:
+        return {"mine": torch.tensor([self.mine])}
+
+    def load_local_state(self, state: Mapping[str, Tensor]) -> None:
+        self.mine = int(state["mine"])
 
     def state_digest(self, key: int) -> int:
         self.digests += 1
@@ -93,6 +101,8 @@ class Bench:
         self.method = Counting()
         self.snapshots = Snapshots(home, self.store, 1_000)
         self.attachments = Attachments(home, self.store)
+        self.local = LocalState(home)
+        self.notes: list[str] = []
         self.events: list[Event] = []
         self.told = threading.Condition()
         self.loading = threading.Semaphore(1)
@@ -103,7 +113,7 @@ class Bench:
         )
         setting = Setting(RunId(RUN), ME, (ME,), RULES)
         reports = Reports(
-            self._post, lambda to, message: None, lambda note: None, _fail,
+            self._post, lambda to, message: None, lambda note: self.notes.append(note.event), _fail,
             lambda what, done, total: None, lambda seconds: None,
         )  # fmt: skip
 
@@ -111,10 +121,22 @@ class Bench:
             self.loading.acquire()
             return trainer
 
-        self.worker = TrainingWorker(
-            make, setting, self.store, self.snapshots, self.attachments, reports
-        )
+        def worker() -> TrainingWorker:
+            return TrainingWorker(
+                make, setting, self.store, self.snapshots, self.attachments, self.local, reports
+            )
+
+        self.worker, self._new_worker = worker(), worker
         self.snapshot = self._fetched(snapshot_round)
+
+    def again(self) -> TrainingWorker:
+        """As after a start, when the trainer is there; nothing is asked of it yet."""
+        self.method.mine = 0
+        self.loading.release()
+        worker = self._new_worker()
+        worker.start()
+        assert worker._is_ready.wait(60)
+        return worker
 
     def _write_chain(self) -> list[Mark]:
         mark = genesis([ME])
@@ -209,12 +231,38 @@ def test_a_model_that_cannot_be_loaded_ends_the_process(bench: Bench) -> None:
         lambda what, done, total: None, lambda seconds: None,
     )  # fmt: skip
     setting = Setting(RunId(RUN), ME, (ME,), RULES)
-    worker = TrainingWorker(make, setting, bench.store, bench.snapshots, bench.attachments, reports)
+    worker = TrainingWorker(
+        make, setting, bench.store, bench.snapshots, bench.attachments, bench.local, reports
+    )
     bench.worker.start()
     worker.start()
     assert told.wait(60)
     assert worker.close(30.0)
     assert [str(error) for error in failed] == ["no such model"]
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
+def test_what_is_this_machine_s_alone_outlives_the_process(bench: Bench) -> None:
+    """P3: late work and feedback are there again after a stop."""
+    bench.worker.start()
+    bench.rebuild()
+    bench.let_through(ROUNDS)
+    bench.wait_for(Applied)
+    bench.method.mine = 7
+    assert bench.worker.close(60.0)
+    assert bench.local.load() == {"mine": torch.tensor([7])}
+    bench.again().close(60.0)
+    assert bench.method.mine == 7
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
+def test_what_another_method_left_behind_is_not_loaded(bench: Bench) -> None:
+    bench.local.save({"other": torch.tensor([1])})
+    bench.worker.start()
+    bench.rebuild()
+    bench.let_through(ROUNDS)
+    bench.wait_for(Applied)
+    assert bench.notes == ["local-state-unusable"]
 
 
 @pytest.mark.parametrize("bench", [50], indirect=True)

@@ -26,7 +26,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from node.kernels import sparse
 from node.kernels.threads import Threads
@@ -102,6 +104,33 @@ def symbols_of(update: SparseUpdate, tensor: int) -> Bytes:
     """(kept,) uint8: the symbols of a tensor's values."""
     kept = update.layout.tensors[tensor].kept
     return _unpack(update.tensors[tensor].symbols, update.layout.symbol_bits)[:kept]
+
+
+def values_of(update: SparseUpdate, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of all tensors: (kept,) int64 positions in the flat vector, rising, and their (kept,) float32
+    values.
+    """
+    positions, values = [], []
+    for number, (offset, tensor) in enumerate(
+        zip(update.layout.offsets, update.tensors, strict=True)
+    ):
+        positions.append(torch.from_numpy(positions_of(update, number)) + offset)
+        table = torch.tensor([tensor.low, -tensor.low, tensor.high, -tensor.high])
+        values.append(table[torch.from_numpy(symbols_of(update, number)).long()])
+    return torch.cat(positions).to(device), torch.cat(values).to(device)
+
+
+def bytes_max(layout: Layout) -> int:
+    """No update that `encode` writes is longer."""
+    total = 1
+    for number, (tensor, spans) in enumerate(zip(layout.tensors, layout.spans, strict=True)):
+        if tensor.size:
+            # What the best divisor takes is no more than with one of a whole chunk: a gap, and the
+            # bit that ends a quotient of 0.
+            position_bits = (min(tensor.chunk, tensor.size) - 1).bit_length() + 1
+            total += _HEADER.size + layout.symbol_bytes(number)
+            total += sum(4 + -(-span.kept * position_bits // 8) for span in spans)
+    return total
 
 
 def _encode_tensor(layout: Layout, tensor: int, selection: Selection) -> Iterable[bytes]:

@@ -1,0 +1,44 @@
+"""What a method keeps on this machine alone: error feedback, an optimizer's state, late work.
+
+One file beside the snapshots, written when they are taken and when the process ends. Who is killed
+goes on with the one before; what it had computed since is lost with it, as with any machine that
+dies.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from node.chunks import explained
+from node.durable import write_atomically
+
+FILE: Final = "local.safetensors"
+
+
+class LocalState:
+    def __init__(self, home: Path) -> None:
+        self._path = home / FILE
+
+    def save(self, state: Mapping[str, Tensor]) -> None:
+        """Raises StoreError."""
+        # Shared memory cannot be saved, and parts of one vector share it.
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        try:
+            write_atomically(self._path, lambda path: save_file(tensors, path))
+        except OSError as error:
+            raise explained(error, self._path) from error
+
+    def load(self) -> dict[str, Tensor] | None:
+        """None if there is none, or not one that was written here. Raises StoreError."""
+        try:
+            return load_file(self._path)
+        except FileNotFoundError:
+            return None
+        except SafetensorError:
+            return None
+        except OSError as error:
+            raise explained(error, self._path) from error

@@ -1,0 +1,79 @@
+"""The weights that all peers share, apart from the model's own parameters, which inner steps move.
+
+Trainable parameters in the model's own order form one flat float32 vector theta. The model's
+parameters are a copy of it, in whatever precision the model has: rounds read and write theta alone,
+so a check or a snapshot that is taken during a peer's own steps sees none of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from node.errors import ConfigError
+from node.kernels.base import Kernels
+
+_PREFIX = "weights."
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    name: str
+    parameter: nn.Parameter
+    theta: Tensor  # a view of the flat vector, in the parameter's shape
+
+
+class SharedWeights:
+    def __init__(self, model: nn.Module, kernels: Kernels) -> None:
+        """Raises ConfigError when nothing is trainable, or not in floating point."""
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
+        if not named:
+            raise ConfigError("no parameter is trainable", "widen `trainable` in [model]")
+        for name, parameter in named:
+            if not parameter.is_floating_point():
+                raise ConfigError(f"{name} is {parameter.dtype}, which has no gradient")
+        self._kernels = kernels
+        self.theta = torch.cat([p.detach().reshape(-1).float() for _, p in named])
+        self.sizes = [p.numel() for _, p in named]
+        self.names = [name for name, _ in named]
+        views = torch.split(self.theta, self.sizes)
+        self._parts = [
+            _Part(name, parameter, view.view(parameter.shape))
+            for (name, parameter), view in zip(named, views, strict=True)
+        ]
+
+    @property
+    def device(self) -> torch.device:
+        return self.theta.device
+
+    def show(self) -> None:
+        """The model's parameters become theta."""
+        with torch.no_grad():
+            for part in self._parts:
+                part.parameter.copy_(part.theta)
+
+    def add_difference(self, total: Tensor) -> None:
+        """total += how far inner steps moved the parameters since `show`, with the sign of a
+        gradient. `total`: float32, flat, of theta's length.
+        """
+        with torch.no_grad():
+            for part, view in zip(self._parts, torch.split(total, self.sizes), strict=True):
+                start = part.theta.to(part.parameter.dtype)  # not theta: it was rounded to that
+                view += (start.float() - part.parameter.float()).reshape(-1)
+
+    def digest(self, key: int) -> int:
+        return self._kernels.digest(self.theta, 0, key)
+
+    def state(self) -> dict[str, Tensor]:
+        return {_PREFIX + part.name: part.theta for part in self._parts}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """And show it. Raises ValueError, and leaves everything as it was, for other tensors."""
+        for part in self._parts:
+            new = state[_PREFIX + part.name]
+            if new.shape != part.theta.shape or new.dtype != torch.float32:
+                raise ValueError(f"{part.name} is float32 {tuple(part.theta.shape)}")
+        for part in self._parts:
+            part.theta.copy_(state[_PREFIX + part.name])
+        self.show()
