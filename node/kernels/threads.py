@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Lock
 from typing import Final, TypeVar
 
@@ -42,10 +42,7 @@ class Threads:
         groups = [everything[at : at + each] for at in range(0, len(everything), each)]
         pool = self._threads(count)
         jobs = [pool.submit(_all_of, work, group) for group in groups]
-        errors = [job.exception() for job in jobs]
-        for error in errors:
-            if error is not None:
-                raise error
+        wait(jobs)
         return [result for job in jobs for result in job.result()]
 
     def _threads(self, count: int) -> ThreadPoolExecutor:

@@ -33,7 +33,7 @@ BETA = 0.95
 BITS_MAX = 9.7
 ENCODE_MAX = 6.0
 MERGE_MAX = 10.0
-REPEATS = 7
+REPEATS = 5
 
 
 def smollm2_135m() -> Iterator[int]:

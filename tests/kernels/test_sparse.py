@@ -75,5 +75,5 @@ def test_the_noise_is_that_of_the_reference(key: int, position: int, count: int)
 def test_threads_answer_in_order_and_raise_the_first_error(count: int) -> None:
     threads = Threads(count)
     assert threads.map(lambda i: i * i, range(50)) == [i * i for i in range(50)]
-    with pytest.raises(ZeroDivisionError):
-        threads.map(lambda i: 1 // i, [1, 0, 2])
+    with pytest.raises(KeyError, match="3"):
+        threads.map(lambda i: {1: 1, 2: 2}[i], [1, 2, 3, 4])
