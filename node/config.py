@@ -7,7 +7,7 @@ this machine and is never hashed. Unknown keys are refused, with the nearest kno
 import difflib
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -192,6 +192,12 @@ def _explain(error: ValidationError, where: str, table: Sequence[str] = ()) -> C
         near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return ConfigError(f"{where}: unknown key {_dotted(loc)}", hint)
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        context = first["ctx"]
+        key = f"{_dotted(loc)}.{context['discriminator'].strip(chr(39))}"
+        kinds = context.get("expected_tags") or ", ".join(repr(kind) for kind in _kinds(loc))
+        said = f"is {context['tag']!r}, which is none" if "tag" in context else "is missing"
+        return ConfigError(f"{where}: {key} {said}", f"one of {kinds}")
     if first["type"] == "missing":
         return ConfigError(f"{where}: {_dotted(loc)} is missing", "see configs/ for examples")
     given = first.get("input")
@@ -209,6 +215,12 @@ def _keys_beside(loc: list[str]) -> Iterator[str]:
     """The keys that the table around `loc` knows."""
     *_, (_, _, table) = _along(loc)
     yield from table.get("properties", {})
+
+
+def _kinds(loc: list[str]) -> Iterable[str]:
+    """Of the union at `loc`."""
+    *_, (_, kinds, _) = _along([*loc, ""])
+    return kinds
 
 
 def _along(loc: list[str]) -> Iterator[tuple[str, Mapping[str, str], dict[str, Any]]]:

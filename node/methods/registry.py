@@ -5,10 +5,10 @@ from typing import Annotated, assert_never
 
 from pydantic import Discriminator
 
-from node.methods import sparseloco, spsa
+from node.methods import sparseloco_config, spsa
 from node.methods.base import Method
 from node.methods.parts.setup import Setup
-from node.methods.sparseloco import SparseLoco, SparseLocoConfig
+from node.methods.sparseloco_config import SparseLocoConfig
 from node.methods.spsa import Spsa, SpsaConfig
 
 MethodConfig = Annotated[SpsaConfig | SparseLocoConfig, Discriminator("name")]
@@ -20,6 +20,8 @@ def build_method(config: MethodConfig, setup: Setup) -> Method:
         case SpsaConfig():
             return Spsa(config, setup)
         case SparseLocoConfig():
+            from node.methods.sparseloco import SparseLoco  # compiled loops: for who trains
+
             return SparseLoco(config, setup)
         case _:
             assert_never(config)
@@ -31,7 +33,7 @@ def weigher(config: MethodConfig) -> Callable[[bytes], int]:
         case SpsaConfig():
             return spsa.weigher_of(config)
         case SparseLocoConfig():
-            return sparseloco.weigher_of(config)
+            return sparseloco_config.weigher_of(config)
         case _:
             assert_never(config)
 
@@ -44,7 +46,7 @@ def attachment_bytes_max(config: MethodConfig, sizes: Sequence[int]) -> int:
         case SpsaConfig():
             return 0
         case SparseLocoConfig():
-            return sparseloco.attachment_bytes_max(config, sizes)
+            return config.layout(sizes).bytes_max
         case _:
             assert_never(config)
 

@@ -23,25 +23,20 @@ two of which stay empty when only the largest are sent; chunks are runs of the f
 shape is sent whole.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from node.methods.base import Contribution, RoundContext, WorkResult
-from node.methods.parts.chunks import CHUNK, CHUNK_MAX, KEPT, Layout
 from node.methods.parts.feed import Feed
 from node.methods.parts.feedback import Feedback
 from node.methods.parts.header import Header, decode_header
-from node.methods.parts.schedule import Schedule
 from node.methods.parts.setup import Setup
 from node.methods.parts.shared import SharedWeights
 from node.methods.parts.sparse_codec import (
     SparseUpdate,
-    bytes_max,
     decode,
     encode,
     values_of,
@@ -49,40 +44,7 @@ from node.methods.parts.sparse_codec import (
 from node.methods.parts.sparse_merge import COEFFICIENT_MIN, Term, merge
 from node.methods.parts.sparsify import select
 from node.methods.parts.token_weights import shares, token_weights
-from node.training.inner_config import InnerConfig
-
-
-class SparseLocoConfig(BaseModel):
-    """Part of the manifest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Literal["sparseloco"]
-    inner: InnerConfig = InnerConfig()
-    learning_rate: Schedule = Schedule(peak="1")
-    """Of the update; 1 moves to the peers' average, as far as it was sent."""
-    feedback_decay: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """What is left of the feedback after a round. Below 1 it forgets what was never sent."""
-    chunk: Annotated[int, Field(ge=1, le=CHUNK_MAX)] = CHUNK
-    kept: Annotated[int, Field(ge=1, le=CHUNK_MAX)] = KEPT
-    """Values sent of each chunk. The more inner steps, the more of them are worth sending."""
-    value_bits: Literal[1, 2] = 2
-    average: Literal["peers", "senders"] = "peers"
-    """Peers seldom send the same place, so the mean over those who sent one is up to as many times
-    larger as there are peers: it wants a smaller rate.
-    """
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.kept > self.chunk:
-            raise ValueError("`kept` is at most `chunk`")
-        return self
-
-    def layout(
-        self,
-        sizes: Sequence[int],  # elements of each trainable parameter
-    ) -> Layout:
-        return Layout.of(sizes, self.chunk, self.kept, self.value_bits)
+from node.methods.sparseloco_config import SparseLocoConfig, weigher_of
 
 
 class SparseLoco:
@@ -204,19 +166,3 @@ class SparseLoco:
 def _usable(coefficient: Fraction) -> float:
     """0 for what no weight could feel."""
     return 0.0 if coefficient < Fraction(COEFFICIENT_MIN) else float(coefficient)
-
-
-def weigher_of(config: SparseLocoConfig) -> Callable[[bytes], int]:
-    """A payload's weight is its number of micro-batches."""
-
-    def weigh(payload: bytes) -> int:
-        header, rest = decode_header(payload, config.inner)
-        if rest:
-            raise ValueError("bytes behind the header")
-        return header.batches
-
-    return weigh
-
-
-def attachment_bytes_max(config: SparseLocoConfig, sizes: Sequence[int]) -> int:
-    return bytes_max(config.layout(sizes))

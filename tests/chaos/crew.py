@@ -90,7 +90,7 @@ class Crew(Swarm):
     def __init__(
         self, folder: Path, config: Path, network: Network | None = None, first_node: int = 0
     ) -> None:
-        super().__init__(folder, config, ["--threads", "1"])
+        super().__init__(folder, config)
         self._network, self._first_node = network, first_node
         self._disks: list[Path] = []
         self.presence: dict[str, Presence] = {}
@@ -134,10 +134,11 @@ class Crew(Swarm):
             return 0
         return min(len(peer.seen["members"]) for peer in up if peer.seen)
 
-    def join(self, wait_s: int = 120) -> PeerProcess:
-        return self._spawn("join", "--wait", str(wait_s), "--config", str(self._config))
+    def join(self, wait_s: int = 120, threads: int = 1) -> PeerProcess:
+        arguments = "join", "--wait", str(wait_s), "--config", str(self._config)
+        return self._spawn(*arguments, threads=threads)
 
-    def _spawn(self, *arguments: str) -> PeerProcess:
+    def _spawn(self, *arguments: str, threads: int = 1) -> PeerProcess:
         number = len(self.peers)
         name = f"p{number + 1}"
         home, log = self.folder / name, self.folder / f"{name}.log"
@@ -151,7 +152,7 @@ class Crew(Swarm):
             *prefix,
             *(sys.executable, "-m", "cli.app", *arguments),
             *("--home", str(home), "--listen", f"tcp://{address}"),
-            *("--invite-file", str(self.invite_file), *self._options),
+            *("--invite-file", str(self.invite_file), "--threads", str(threads)),
         )
         peer = PeerProcess(name, home, log, command, start_process(command, log))
         self.peers.append(peer)

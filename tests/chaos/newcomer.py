@@ -7,9 +7,8 @@ with snapshots is made beforehand, with more work in each round than a machine h
 members go on from it, a newcomer is started, and the clock runs from then until the first entry
 that lists it. With `--kill` one donor dies when half of the snapshot is there. Prints JSON. The
 bound is the time that the newcomer's own line needs for the bytes which it received in that time,
-times 1.3. Members are niced, because a newcomer brings its own processor (where the kernel groups
-processes by session, niceness counts only within a group); how much of one each process took
-meanwhile is printed, since here they share what there is.
+times 1.3. A newcomer brings its own processor: half of the cores are its alone, and the members, the
+switch between them and this process share the rest. How much of a core each took is printed.
 """
 
 import argparse
@@ -52,7 +51,6 @@ OLD_ROUNDS: Final = 84
 PROBES: Final = 32
 CALM_ROUNDS: Final = 6
 _WAIT_S: Final = 600.0
-_NICE: Final = 10
 
 
 @dataclass(slots=True)
@@ -70,20 +68,20 @@ class Seen:
 class Trial:
     def __init__(self, options: argparse.Namespace, folder: Path, network: Network) -> None:
         self.options, self.network = options, network
+        self.own_cores: set[int] = set()  # the newcomer's
         self.config = config = write_run(folder, options.mb)
         self.crew = Crew(folder / "swarm", config, network)
 
     def run(self) -> dict[str, object]:
-        donors, crew = self.options.donors, self.crew
+        donors, crew, network = self.options.donors, self.crew, self.network
         self._write_homes()
         for _ in range(donors):
             crew.go_on()
         crew.wait_for_members(donors)
-        niced = os.getpriority(os.PRIO_PROCESS, 0) + _NICE
-        for peer in crew.peers:
-            os.setpriority(os.PRIO_PROCESS, peer.process.pid, niced)
-            for thread in Path(f"/proc/{peer.process.pid}/task").iterdir():
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), niced)
+        theirs, self.own_cores = _shared_out(os.sched_getaffinity(0))
+        for pid in (os.getpid(), network.switch_pid, *(peer.process.pid for peer in crew.peers)):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), theirs)
         calm = crew.rounds()["p1"] + CALM_ROUNDS
         crew.wait(lambda: crew.rounds()["p1"] >= calm, _WAIT_S)
         seen = self._watch()
@@ -127,7 +125,8 @@ class Trial:
         before = self.network.counters()[donors].got_bytes
         seen.first_round = crew.rounds()["p1"]
         seen.started_s = start_s = time.monotonic()
-        newcomer = crew.join()
+        newcomer = crew.join(threads=len(self.own_cores))
+        os.sched_setaffinity(newcomer.process.pid, self.own_cores)
         spent = self._cpu_s()
         half = self.options.mb * 500_000
         watch = Watch(crew.peers[0], newcomer, seen.first_round)
@@ -199,6 +198,7 @@ class Trial:
             "rounds_s_calm": statistics.mean(calm) / 1000,
             "steps_s": _steps(events, seen.started_s),
             "cores": os.cpu_count(),
+            "cores_of_newcomer": len(self.own_cores),
             "cores_busy": seen.cores,
             "fetch_s": float(str(fetched[-1]["took_ms"])) / 1000 if fetched else None,
             "chunks_fetched_twice": fetched[-1]["repeated"] if fetched else None,
@@ -237,6 +237,13 @@ class Watch:
             return False
         finally:
             disk.close()
+
+
+def _shared_out(cores: set[int]) -> tuple[set[int], set[int]]:
+    """The members' and the newcomer's. With one core, both have that."""
+    ordered = sorted(cores)
+    half = len(ordered) // 2
+    return set(ordered[: len(ordered) - half]), set(ordered[-half:] if half else ordered)
 
 
 def _steps(events: list[dict[str, object]], started_s: float) -> dict[str, float]:

@@ -10,7 +10,9 @@ from torch import Tensor
 from node.methods.base import Contribution, RoundContext
 from node.methods.parts.header import decode_header
 from node.methods.parts.shared import SharedWeights
-from node.methods.sparseloco import SparseLoco, SparseLocoConfig, attachment_bytes_max, weigher_of
+from node.methods.registry import attachment_bytes_max
+from node.methods.sparseloco import SparseLoco
+from node.methods.sparseloco_config import SparseLocoConfig, weigher_of
 from tests.methods.conftest import MakeRound, MakeSetup, peer
 
 CONFIG = SparseLocoConfig.model_validate(

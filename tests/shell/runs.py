@@ -19,10 +19,7 @@ context = 16
 batch = 2
 held_out_batches = 2
 
-[method]
-name = "spsa"
-learning_rate = {{ peak = "0.001" }}
-probes = {probes}
+{method}
 
 [rules]
 network = "local"
@@ -32,10 +29,27 @@ patience_s = {patience_s}
 quorum = "{quorum}"
 heldout_every = 5
 snapshot_every = {snapshot_every}
-attachment_bytes_max = {attachment_bytes_max}
+{attachments}
 
 [node]
 threads = 1
+"""
+
+SPSA = """
+[method]
+name = "spsa"
+learning_rate = {{ peak = "0.001" }}
+probes = {probes}
+"""
+
+SPARSELOCO = """
+[method]
+name = "sparseloco"
+chunk = 256
+
+[method.inner]
+steps = 2
+optimizer = {{ name = "adamw", lr = 0.01 }}
 """
 
 
@@ -47,7 +61,8 @@ def write_run(
     window_s: float = 0.3,
     patience_s: float = 3.0,
     snapshot_every: int = 10,
-    attachment_bytes_max: int = 0,
+    attachment_bytes_max: int | None = None,
+    method: str = SPSA,
 ) -> Path:
     """A run file and its text in `folder`."""
     text = folder / "text.txt"
@@ -56,12 +71,14 @@ def write_run(
     path.write_text(
         TINY.format(
             text=text,
-            probes=probes,
+            method=method.format(probes=probes),
             quorum=quorum,
             window_s=window_s,
             patience_s=patience_s,
             snapshot_every=snapshot_every,
-            attachment_bytes_max=attachment_bytes_max,
+            attachments=""
+            if attachment_bytes_max is None
+            else f"attachment_bytes_max = {attachment_bytes_max}",
         )
     )
     return path

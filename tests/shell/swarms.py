@@ -78,3 +78,12 @@ def ask(*arguments: str) -> dict[str, Any]:
     answer = json.loads(done.stdout)
     assert isinstance(answer, dict)
     return answer
+
+
+def agree(swarm: Swarm) -> None:
+    """P1: one digest at one round, and no peer ever saw another."""
+    assert swarm.wait(lambda: swarm.common_digests() is not None, WAIT_S)
+    round, digests = swarm.common_digests() or (0, {})
+    assert len(digests) == len(swarm.peers)
+    assert len(set(digests.values())) == 1, f"round {round}: {digests}"
+    assert all(peer.seen and peer.seen["mismatches"] == 0 for peer in swarm.peers)

@@ -18,7 +18,7 @@ from protocol.entries import Token
 from protocol.identity import Identity
 from protocol.ids import PeerId, RunId
 from protocol.invites import Contact, Invite, encode_invite
-from tests.shell.runs import write_run
+from tests.shell.runs import SPARSELOCO, write_run
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
@@ -115,12 +115,35 @@ def test_check_says_what_disk_it_takes(peer: Run, tmp_path: Path) -> None:
         ('name = "tiny"', "", "name is missing", "configs/"),
         ('kind = "gpt"', 'kind = "gpt', "is not TOML", "configs/"),
         ('peak = "0.001"', 'peak = "fast"', "learning_rate", "configs/"),
+        ('name = "spsa"', 'name = "sspa"', "method.name is 'sspa', which is none", "'spsa'"),
+        ('name = "spsa"', "", "method.name is missing", "'spsa'"),
     ],
 )
 def test_bad_run_files(
     peer: Run, tmp_path: Path, old: str, new: str, said: str, hinted: str
 ) -> None:
     code, _, err = peer("check", edited(tmp_path, old, new))
+    error, hint = complaint(err)
+    assert code == 2
+    assert said in error
+    assert hinted in hint
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said", "hinted"),
+    [
+        ("lr = 0.01", "ler = 0.01", "unknown key method.inner.optimizer.ler", "'lr'"),
+        ('"adamw"', '"adam"', "method.inner.optimizer.name is 'adam'", "'adamw'"),
+        ("steps = 2", "steps = 0", "method.inner.steps", "configs/"),
+        ("chunk = 256", "chunk = 32", "`kept` is at most `chunk`", "configs/"),
+    ],
+)
+def test_bad_inner_settings(
+    peer: Run, tmp_path: Path, old: str, new: str, said: str, hinted: str
+) -> None:
+    path = write_run(tmp_path, method=SPARSELOCO)
+    path.write_text(path.read_text().replace(old, new))
+    code, _, err = peer("check", str(path))
     error, hint = complaint(err)
     assert code == 2
     assert said in error

@@ -11,6 +11,7 @@ from node.swarm import PeerProcess, Swarm
 from tests.shell.runs import write_run
 from tests.shell.swarms import (
     WAIT_S,
+    agree,
     ask,
     entries,
     grow,
@@ -52,15 +53,6 @@ def test_kill_nine_of_any_peer(swarm: Swarm) -> None:
     shared = min(map(len, chains))
     assert shared >= start + 50
     assert all(chain[:shared] == chains[0][:shared] for chain in chains)
-
-
-def agree(swarm: Swarm) -> None:
-    """P1: one digest at one round, and no peer ever saw another."""
-    assert swarm.wait(lambda: swarm.common_digests() is not None, WAIT_S)
-    round, digests = swarm.common_digests() or (0, {})
-    assert len(digests) == len(swarm.peers)
-    assert len(set(digests.values())) == 1, f"round {round}: {digests}"
-    assert all(peer.seen and peer.seen["mismatches"] == 0 for peer in swarm.peers)
 
 
 def test_leaving_and_coming_back(swarm: Swarm) -> None:

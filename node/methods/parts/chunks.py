@@ -18,6 +18,7 @@ from typing import Final
 CHUNK: Final = 4096
 KEPT: Final = 64
 CHUNK_MAX: Final = 1 << 16
+HEADER_BYTES: Final = 6  # of a coded tensor, beside four for each span
 SPAN_ELEMENTS: Final = 1 << 20  # large, so that its header is nothing; many make work for threads
 
 
@@ -117,6 +118,19 @@ class Layout:
     def spans(self) -> tuple[tuple[Span, ...], ...]:
         """The spans of each tensor."""
         return tuple(tuple(tensor.spans()) for tensor in self.tensors)
+
+    @cached_property
+    def bytes_max(self) -> int:
+        """No update that is coded is longer."""
+        total = 1
+        for number, (tensor, spans) in enumerate(zip(self.tensors, self.spans, strict=True)):
+            if tensor.size:
+                # What the best divisor takes is no more than with one of a whole chunk: a gap, and
+                # the bit that ends a quotient of 0.
+                bits = (min(tensor.chunk, tensor.size) - 1).bit_length() + 1
+                total += HEADER_BYTES + self.symbol_bytes(number)
+                total += sum(4 + -(-span.kept * bits // 8) for span in spans)
+        return total
 
     def symbol_bytes(self, tensor: int) -> int:
         """Bytes that the symbols of one tensor take."""

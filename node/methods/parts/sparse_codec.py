@@ -32,7 +32,7 @@ from torch import Tensor
 
 from node.kernels import sparse
 from node.kernels.threads import Threads
-from node.methods.parts.chunks import CHUNK_MAX, Layout, TensorChunks
+from node.methods.parts.chunks import CHUNK_MAX, HEADER_BYTES, Layout, TensorChunks
 from node.methods.parts.sparsify import MAGNITUDE_MAX, MAGNITUDE_MIN, Selection
 
 Bytes = NDArray[np.uint8]
@@ -42,6 +42,7 @@ VERSION: Final = 0x10
 THREADS: Final = Threads()
 
 _HEADER: Final = struct.Struct("<HHH")
+assert _HEADER.size == HEADER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,19 +119,6 @@ def values_of(update: SparseUpdate, device: torch.device) -> tuple[Tensor, Tenso
         table = torch.tensor([tensor.low, -tensor.low, tensor.high, -tensor.high])
         values.append(table[torch.from_numpy(symbols_of(update, number)).long()])
     return torch.cat(positions).to(device), torch.cat(values).to(device)
-
-
-def bytes_max(layout: Layout) -> int:
-    """No update that `encode` writes is longer."""
-    total = 1
-    for number, (tensor, spans) in enumerate(zip(layout.tensors, layout.spans, strict=True)):
-        if tensor.size:
-            # What the best divisor takes is no more than with one of a whole chunk: a gap, and the
-            # bit that ends a quotient of 0.
-            position_bits = (min(tensor.chunk, tensor.size) - 1).bit_length() + 1
-            total += _HEADER.size + layout.symbol_bytes(number)
-            total += sum(4 + -(-span.kept * position_bits // 8) for span in spans)
-    return total
 
 
 def _encode_tensor(layout: Layout, tensor: int, selection: Selection) -> Iterable[bytes]:

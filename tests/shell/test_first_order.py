@@ -1,0 +1,39 @@
+"""Swarms of real processes whose contributions are attached to the ledger."""
+
+from pathlib import Path
+
+from node.local import FILE
+from node.swarm import Swarm
+from tests.shell.runs import SPARSELOCO, write_run
+from tests.shell.swarms import WAIT_S, agree, ask, ending, entries, grow, members_seen, reach, words
+
+
+def test_a_swarm_of_sparseloco(tmp_path: Path) -> None:
+    """P1, P3, P4: 1. One peer is killed. 2. It returns, and another is let in. 3. All agree. 4. The
+    founder leaves, and starts again with what it had kept for itself.
+    """
+    config = write_run(tmp_path, method=SPARSELOCO)
+    with ending(Swarm(tmp_path / "swarm", config, ["--threads", "1"])) as swarm:
+        grow(swarm, 3)
+        reach(swarm, max(swarm.rounds().values()) + 3)
+        victim = swarm.peers[1]
+        swarm.kill(victim)
+        reach(swarm, max(swarm.rounds().values()) + 2)
+        victim.seen = None
+        swarm.restart(victim)
+        swarm.join()
+        assert swarm.wait(lambda: members_seen(swarm) == 4, WAIT_S), words(swarm)
+        reach(swarm, max(swarm.rounds().values()) + 12)  # one round of them has a snapshot
+        agree(swarm)
+        founder = swarm.peers[0]
+        facts = ask("status", "--home", str(founder.home))
+        assert (facts["method"], facts["unit_of_work"]) == ("sparseloco", "batches")
+        lines = [line for entry in entries(founder) for line in entry.body.lines]
+        assert all(line.attached is not None for line in lines)
+        swarm.stop()
+        assert (founder.home / FILE).exists()
+        assert "Traceback" not in words(swarm)
+        out = tmp_path / "model"
+        written = ask("export", str(out), "--home", str(founder.home))
+        assert (out / "model.safetensors").exists(), written
+        assert "local-state-unusable" not in (founder.home / "events.jsonl").read_text()
