@@ -7,8 +7,8 @@ with snapshots is made beforehand, with more work in each round than a machine h
 members go on from it, a newcomer is started, and the clock runs from then until the first entry
 that lists it. With `--kill` one donor dies when half of the snapshot is there. Prints JSON. The
 bound is the time that the newcomer's own line needs for the bytes which it received in that time,
-times 1.3. A newcomer brings its own processor: half of the cores are its alone, and the members, the
-switch between them and this process share the rest. How much of a core each took is printed.
+times 1.3. A newcomer brings its own processor: half of the cores are its alone, and the members,
+the switch between them and this process share the rest. How much of a core each took is printed.
 """
 
 import argparse
