@@ -202,7 +202,7 @@ class Fetch:
             holder.have = have
         elif len(self._holders) < _HOLDERS_MAX:
             self._holders[sender] = _Holder(have, heard_ms=now)
-        self._is_order_stale = have is not None
+        self._is_order_stale |= have is not None
         self.ask(now)
 
     def _check(self, offer: BlobOffer) -> None:
@@ -365,9 +365,14 @@ class Fetch:
                 self._send(peer, PieceRequest(self.root, level, tuple(numbers)))
 
     def _next_pages(self, holder: _Holder) -> list[int]:
-        asked = {number for h in self._holders.values() for _, number in h.asked}
+        asked = self._asked(Level.PAGE)
         wanted = (n for n in range(len(self._page_ids)) if n not in self._pages and n not in asked)
         return [number for number, _ in zip(wanted, range(2 - len(holder.asked)), strict=False)]
+
+    def _asked(self, level: Level) -> set[int]:
+        """Of anybody."""
+        holders = self._holders.values()
+        return {number for holder in holders for at, number in holder.asked if at is level}
 
     def _next_chunks(self, holder: _Holder) -> list[int]:
         room = holder.window - len(holder.asked)
@@ -387,7 +392,7 @@ class Fetch:
         """Rarest first; chance decides among equals, so that newcomers fetch different ones."""
         assert self._have is not None
         self._is_order_stale = False
-        asked = {number for holder in self._holders.values() for _, number in holder.asked}
+        asked = self._asked(Level.CHUNK)  # a page of the same number may still be on its way
         wanted = [n for n in range(self._have.count) if n not in self._have and n not in asked]
         maps = [holder.have for holder in self._holders.values() if holder.have is not None]
         counts = {number: sum(number in have for have in maps) for number in wanted} if maps else {}

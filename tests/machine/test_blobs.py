@@ -91,6 +91,23 @@ def test_a_blob_comes_from_many_and_no_chunk_twice() -> None:
     assert swarm.fetch.received_bytes == LENGTH
 
 
+def test_a_page_that_is_still_awaited_is_not_taken_for_a_chunk() -> None:
+    """P4: its first holder was silent, another was asked, and then the first one answered."""
+    swarm = Swarm(100)  # one page and one chunk, both number 0
+    swarm.offer(ONE)
+    swarm.now = Millis(5_000)
+    swarm.fetch.tick(swarm.now)
+    swarm.offer(TWO)
+    assert swarm.asked == {ONE: [(Level.PAGE, 0)], TWO: [(Level.PAGE, 0)]}
+    swarm.answer(ONE)
+    swarm.now = Millis(60_000)
+    swarm.fetch.tick(swarm.now)
+    swarm.answer(ONE)
+    swarm.answer(TWO)
+    swarm.answer(TWO)
+    assert swarm.fetch.is_whole
+
+
 def test_the_rarest_chunks_are_asked_for_first() -> None:
     swarm = Swarm()
     swarm.offer(ONE)

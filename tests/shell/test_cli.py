@@ -122,7 +122,11 @@ def test_check_says_what_disk_it_takes(peer: Run, tmp_path: Path) -> None:
 def test_bad_run_files(
     peer: Run, tmp_path: Path, old: str, new: str, said: str, hinted: str
 ) -> None:
-    code, _, err = peer("check", edited(tmp_path, old, new))
+    assert_refused(peer, edited(tmp_path, old, new), said, hinted)
+
+
+def assert_refused(peer: Run, path: str, said: str, hinted: str) -> None:
+    code, _, err = peer("check", path)
     error, hint = complaint(err)
     assert code == 2
     assert said in error
@@ -143,11 +147,7 @@ def test_bad_inner_settings(
 ) -> None:
     path = write_run(tmp_path, method=SPARSELOCO)
     path.write_text(path.read_text().replace(old, new))
-    code, _, err = peer("check", str(path))
-    error, hint = complaint(err)
-    assert code == 2
-    assert said in error
-    assert hinted in hint
+    assert_refused(peer, str(path), said, hinted)
 
 
 def test_missing_files(peer: Run, tmp_path: Path) -> None:
