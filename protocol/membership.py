@@ -163,9 +163,7 @@ class Membership:
             return
         for peer in self._roster.members:
             if peer not in roster:
-                self._view.pop(peer, None)
-                self._suspicions.pop(peer, None)
-                self._spreading.discard(peer)
+                self._forget(peer)
                 self._heard_ms.pop(peer, None)
                 self._former[peer] = None
         for peer in [peer for peer in self._former if peer in roster]:
@@ -179,8 +177,19 @@ class Membership:
         for peer in self._suspicions:
             self._schedule_death(peer)
 
+    def _forget(self, peer: PeerId) -> None:
+        """All that was said of it."""
+        self._view.pop(peer, None)
+        self._suspicions.pop(peer, None)
+        self._spreading.discard(peer)
+
     def heard(self, peer: PeerId, now: Millis) -> None:
         """Any authenticated message shows that its sender is up."""
+        if peer in self._down and self._me not in self._roster:
+            # Who is no member takes part in no gossip: nobody would ever deny its suspicions.
+            self._forget(peer)
+            self._down.discard(peer)
+            self._others_up = self._first_death_ms = None
         if peer in self._roster:
             self._heard_ms[peer] = now
             self._silence_ms = max(self._silence_ms, now - self._last_heard_ms)

@@ -328,6 +328,19 @@ def test_a_departed_member_leaves_no_trace_but_is_called_again() -> None:
     assert again.former() == [ONE]
 
 
+def test_who_is_no_member_believes_what_it_hears_itself() -> None:
+    """P4: nobody denies to it that a member is dead; a message of that member does."""
+    view = View(4)
+    view.hear(TWO, Rumor(ONE, DEAD, 3))
+    view.view.heard(ONE, Millis(1))
+    assert view.view.health(ONE) is DEAD, "a member waits for the others to hear of it"
+    view.view.set_roster(Roster([ONE, TWO, THREE], (ME,)))
+    assert ONE in view.view.down()
+    view.view.heard(ONE, Millis(2))
+    assert ONE not in view.view.down()
+    assert ONE in view.view.likely_up()
+
+
 def test_the_last_one_left_waits_for_nobody() -> None:
     """P4."""
     view = Membership(ME, RULES, Dice(b"s"), Roster([ME]), lambda: HEAD, Millis(0))
