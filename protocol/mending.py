@@ -137,6 +137,9 @@ class Mending:
     def _start_over(self, why: str) -> None:
         core = self._core
         self._agrees()
+        # The ledger decides. A claim that it does not bear out, of an entry that was left perhaps,
+        # must not make us start over again and again.
+        self._claims.clear()
         core.out.append(
             Rebuild(core.head.round, core.head.hash, switched=False, from_scratch=True, reason=why)
         )

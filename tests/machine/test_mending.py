@@ -156,3 +156,15 @@ def test_one_against_one_nobody_is_believed() -> None:
     assert [task.from_scratch for task in replica.of(Rebuild)] == [True]
     replica.applied(99)
     assert not replica.of(TakeChecks)
+
+
+def test_a_claim_that_the_ledger_does_not_bear_out_is_forgotten() -> None:
+    """P4: it was of an entry that was left, so the state comes to its place once more, as it was.
+    Starting over for ever would help nobody.
+    """
+    replica = Replica()
+    place = replica.mark.round, replica.mark.hash
+    replica.hear(FIRST, Closed(entry(replica.mark, FIRST, [FIRST])))
+    assert replica.of(Rebuild)
+    replica.effects = replica.peer.handle(Applied(*place, 99), Millis(replica.now))
+    assert not replica.of(Rebuild)
