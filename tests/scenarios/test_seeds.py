@@ -26,7 +26,7 @@ def test_worlds_that_nobody_has_seen_before(batch: int) -> None:
     first = int.from_bytes(os.urandom(5), "big")
     for seed in range(first, first + 4):
         for quorum in Quorum:
-            assert outcome(seed, quorum, seconds=60).story is None, (seed, quorum)
+            assert outcome(seed, quorum, seconds=40).story is None, (seed, quorum)
 
 
 def test_what_seeds_have_taught() -> None:

@@ -14,13 +14,14 @@ def test_disk_and_snapshots_are_shown(swarm: Swarm) -> None:
     config.write_text(config.read_text() + f'metrics = "{metrics}"\n')
     founder = swarm.found()
 
-    def has_two() -> bool:
-        return founder.seen is not None and len(founder.seen["snapshots"]) == 2
+    def has_some() -> bool:
+        return founder.seen is not None and len(founder.seen["snapshots"]) >= 2
 
-    assert swarm.wait(has_two, WAIT_S), words(swarm)
+    assert swarm.wait(has_some, WAIT_S), words(swarm)
     home = str(founder.home)
     facts = ask("status", "--home", home)
-    assert facts["snapshots"][1] - facts["snapshots"][0] == facts["snapshot_every"] == 10
+    first, second, *_ = facts["snapshots"]
+    assert second - first == facts["snapshot_every"] == 10
     assert facts["disk_bytes"] == sum(facts["disk"].values())
     assert all(facts["disk"][part] > 0 for part in ("ledger", "snapshots", "log"))
     files = [path.stat().st_size for path in founder.home.glob("snapshots/*.safetensors")]
