@@ -118,11 +118,7 @@ def main() -> None:
         "mean_adds": average_s / add_s,
         "merge_adds_max": MERGE_MAX,
     }
-    met = (
-        bits <= BITS_MAX
-        and encode_s <= ENCODE_MAX * topk_s
-        and merge_s <= MERGE_MAX * add_s
-    )
+    met = bits <= BITS_MAX and encode_s <= ENCODE_MAX * topk_s and merge_s <= MERGE_MAX * add_s
     report("sparse", met, numbers)
 
 
