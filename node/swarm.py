@@ -139,8 +139,8 @@ class Swarm:
         return False
 
     def common_digests(self, names: Sequence[str] = ()) -> tuple[int, dict[str, str]] | None:
-        """The newest round whose digest is known of all peers that are up (or of these)."""
-        peers = [p for p in self.peers if (p.name in names if names else not p.gone and p.digests)]
+        """The newest round whose digest is known of all peers that should be up (or of these)."""
+        peers = [p for p in self.peers if (p.name in names if names else not p.gone)]
         if not peers:
             return None
         shared = set.intersection(*(set(peer.digests) for peer in peers))

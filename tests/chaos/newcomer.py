@@ -157,13 +157,7 @@ class Trial:
         crew = self.crew
         for peer in crew.peers:
             peer.digests.clear()
-
-        def equal() -> bool:
-            common = crew.common_digests()
-            names = [peer for peer in crew.peers if not peer.gone]
-            return common is not None and len(common[1]) == len(names)
-
-        crew.wait(equal, 120.0)
+        crew.wait(lambda: crew.common_digests() is not None, 120.0)
         common = crew.common_digests()
         return common is not None and len(set(common[1].values())) == 1
 
