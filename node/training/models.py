@@ -5,7 +5,6 @@ A model has an identity, a hash over its names, shapes, types and bytes. The man
 every peer checks its own copy, so two peers never train different things under one name.
 """
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from node.errors import ConfigError
 from node.training import gpt, lora
 from node.training.lora import LoraConfig
+from node.training.named import load_named
 from node.training.tokens import ByteTokenizer, Tokenizer
 
 _CONTEXT = "peertrain 2026-11 model digest v1"
@@ -185,14 +185,10 @@ def _from_factory(label: str, factories: Mapping[str, str]) -> tuple[nn.Module, 
             f"this machine has no factory for the model {label!r}",
             f'add it to your node settings: factories = {{ {label} = "my_module:make_model" }}',
         )
-    module_name, _, name = factories[label].partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"the factory {factories[label]!r} cannot be imported: {error}",
-            "write it as module:function, with the module on PYTHONPATH",
-        ) from error
+    hint = "write it as module:function, with the module on PYTHONPATH"
+    factory = load_named(factories[label], "the factory", hint)
+    if not callable(factory):
+        raise ConfigError(f"the factory {factories[label]!r} cannot be called", hint)
     made = factory()
     module, tokenizer = made if isinstance(made, tuple) else (made, ByteTokenizer())
     if not isinstance(module, nn.Module):

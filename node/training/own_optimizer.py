@@ -5,7 +5,6 @@ tried out before the run starts, because a peer that cannot save its optimizer w
 every restart, and nobody would notice.
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 
 from node.errors import ConfigError
 from node.training.inner_optimizer import InnerOptimizer
+from node.training.named import load_named
 from node.training.optimizers import Build, Named
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
@@ -124,14 +124,8 @@ class _Trial:
 
 
 def _import(path: str) -> Callable[..., object]:
-    module_name, name = path.split(":") if ":" in path else path.rsplit(".", 1)
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"the optimizer {path!r} cannot be imported: {error}",
-            "write it as torch.optim.NAME or module:NAME, with the module on PYTHONPATH",
-        ) from error
+    hint = "write it as torch.optim.NAME or module:NAME, with the module on PYTHONPATH"
+    found = load_named(path, "the optimizer", hint)
     if not callable(found):
         raise ConfigError(
             f"{path!r} is a {type(found).__name__} and makes no optimizer",
