@@ -54,7 +54,12 @@ def check(
     print(f"{config}: a valid run file, {run_file.name!r}")
     if quick:
         return
-    rows = [
+    for name, value in _rows(facts):
+        print(f"{name:<14}{value}")
+
+
+def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
         ("parameters", f"{facts['parameters']:,}, {facts['trainable']:,} of them trained"),
         ("weights", size(facts["weights_bytes"])),
         ("peak memory", f"{size(facts['peak_bytes'])} while working, this process in all"),
@@ -88,5 +93,3 @@ def check(
         ("model digest", facts["model_digest"][:16]),
         ("data digest", (facts["data_digest"] or "none: private")[:16]),
     ]
-    for name, value in rows:
-        print(f"{name:<14}{value}")

@@ -39,11 +39,10 @@ def simulate(
     if config is not None:
         from node.config import load_run_file
         from node.errors import ConfigError
-        from node.methods.registry import ledger_bytes
 
         run_file = load_run_file(config)
         rules = run_file.rules.rules()
-        usual = ledger_bytes(run_file.method)
+        usual = run_file.method.ledger_bytes
         if usual is None and payload is None:
             raise ConfigError(
                 f"contributions of {run_file.method.name} are attached to the ledger, and those"

@@ -13,7 +13,7 @@ from node.config import Manifest, NodeConfig
 from node.errors import ConfigError, IdentityError
 from node.kernels import kernels_for
 from node.methods.parts.setup import Setup
-from node.methods.registry import MethodConfig, attachment_bytes_max, build_method
+from node.methods.registry import MethodConfig, build_method
 from node.training.data import Data, DataConfig, open_data
 from node.training.evaluate import held_out_loss
 from node.training.losses import batch_loss
@@ -79,7 +79,7 @@ class Workshop:
     def attachment_bytes_max(self, method: MethodConfig) -> int:
         """What one contribution brings beside its payload, at most."""
         named = self.model.module.parameters()
-        return attachment_bytes_max(method, [p.numel() for p in named if p.requires_grad])
+        return method.attachment_bytes_max([p.numel() for p in named if p.requires_grad])
 
     def check(self, manifest: Manifest) -> None:
         """Are this machine's model and data those of the run? Raises IdentityError."""

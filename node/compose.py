@@ -22,7 +22,7 @@ from node.errors import ConfigError, UserError
 from node.following import Reports, Setting
 from node.front import Front, advertised, check, port_map
 from node.local import LocalState
-from node.methods.registry import weigher
+from node.methods.base import MethodTable
 from node.metrics import Endpoint, Metrics
 from node.offline import keep_settings
 from node.perform import Shell
@@ -247,7 +247,8 @@ class Node:
 
     def _put_together(self, base: _Base) -> _Parts:
         plan, transport, post = self._plan, base.transport, self._driver.post
-        weigh = weigher(base.kept.manifest.method)
+        method: MethodTable = base.kept.manifest.method
+        weigh = method.weigh
         attachments = Attachments(plan.home, base.store)  # first: it forgets what the disk lost
         peer = self._make_peer(base, weigh)
         stats = Stats(weigh, Metrics())

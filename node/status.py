@@ -11,7 +11,6 @@ from node.bootstrap import Membership
 from node.donor import Donor
 from node.errors import UserError
 from node.examine import examine
-from node.methods.registry import unit_of_work
 from node.prober import NodeProber
 from node.room import disk_by_part
 from node.snapshots import Snapshots
@@ -181,7 +180,7 @@ class Status:
             "round": head.round,
             "entry": head.hash.hex(),
             "work": head.weight,
-            "unit_of_work": unit_of_work(self._running.kept.manifest.method),
+            "unit_of_work": self._running.kept.manifest.method.unit_of_work,
             "members": [
                 {
                     "peer": member.hex(),

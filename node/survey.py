@@ -9,7 +9,6 @@ from typing import Any
 from node.build import Workshop
 from node.config import NodeConfig, RunFile
 from node.methods.base import RoundContext
-from node.methods.registry import unit_of_work
 from node.replica import Replica
 from node.snapshots import KEPT, ON_DISK_MAX
 from protocol.ids import PeerId, RunId
@@ -45,7 +44,7 @@ def survey(run_file: RunFile, node: NodeConfig, root: Path) -> dict[str, Any]:
         "heldout_batches": len(workshop.data.held_out()),
         "heldout_loss": trainer.heldout(),
         "work_per_round": work,
-        "unit_of_work": unit_of_work(run_file.method),
+        "unit_of_work": run_file.method.unit_of_work,
         "seconds_per_unit": seconds / work,
         "payload_bytes": len(result.payload),
         "attachment_bytes": len(result.attachment),

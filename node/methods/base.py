@@ -7,7 +7,7 @@ on every peer.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -45,6 +45,29 @@ class WorkResult:
     payload: bytes
     loss: float | None  # mean training loss seen while working; None when it was not measured
     attachment: bytes = b""
+
+
+class MethodTable(Protocol):
+    """What a run's settings tell of a method before a model is loaded, or without one."""
+
+    unit_of_work: ClassVar[str]  # what payloads are weighed in, in the plural
+
+    def weigh(self, payload: bytes) -> int:
+        """Units of work in a payload (at least 1). Raises ValueError for bytes that the method
+        cannot merge.
+        """
+        ...
+
+    def attachment_bytes_max(self, sizes: Sequence[int]) -> int:
+        """What a contribution brings beside its payload, at most; 0: nothing. `sizes`: elements of
+        each trainable parameter.
+        """
+        ...
+
+    @property
+    def ledger_bytes(self) -> int | None:
+        """Of a usual round's payload; None when most of a contribution is attached to it."""
+        ...
 
 
 @runtime_checkable

@@ -44,7 +44,7 @@ from node.methods.parts.sparse_codec import (
 from node.methods.parts.sparse_merge import COEFFICIENT_MIN, Term, merge
 from node.methods.parts.sparsify import select
 from node.methods.parts.token_weights import shares, token_weights
-from node.methods.sparseloco_config import SparseLocoConfig, weigher_of
+from node.methods.sparseloco_config import SparseLocoConfig
 
 
 class SparseLoco:
@@ -56,12 +56,14 @@ class SparseLoco:
         self._feedback = Feedback(self._layout.size, self._weights.device, self._sent)
         self._feed = Feed(setup.data)
         self._trainer = setup.inner(config.inner)
+        self._checked: dict[bytes, SparseUpdate] = {}  # for the round that is being merged
 
     # Local work.
 
     def work(self, round: RoundContext) -> WorkResult:
-        """Inner steps from theta; then what of them, and of all that waits, is worth sending."""
-        self._weights.show()
+        """Inner steps from theta; then what of them, and of all that waits, is worth sending. The
+        model shows theta before and after.
+        """
         report = self._trainer.work(round.round, self._feed.slots(round), round.expired)
         self._feed.used(report.batches)
         self._feedback.add(round.round, self.config.feedback_decay, self._weights.add_difference)
@@ -94,18 +96,22 @@ class SparseLoco:
     # The replicated update.
 
     def weigh(self, payload: bytes) -> int:
-        return weigher_of(self.config)(payload)
+        return self.config.weigh(payload)
 
     def check(self, payload: bytes, attachment: bytes) -> None:
         self._update(attachment)
 
     def _update(self, attachment: bytes) -> SparseUpdate:
-        return decode(self._layout, attachment)
+        """What was checked for a round is not checked again when it is merged."""
+        known = self._checked.get(attachment)
+        if known is None:
+            known = self._checked[attachment] = decode(self._layout, attachment)
+        return known
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
         for own in contributions:
             if own.peer == round.peer:
-                self._feedback.committed(round.round, own.attachment)
+                self.settled(round.round, own.payload, own.attachment)
         headers = [decode_header(c.payload, self.config.inner)[0] for c in contributions]
         self._move(round, contributions, token_weights([header.tokens for header in headers]))
         self._feed.merge(
@@ -113,6 +119,7 @@ class SparseLoco:
             {c.peer: header.batches for c, header in zip(contributions, headers, strict=True)},
         )
         self._weights.show()
+        self._checked.clear()
 
     def _move(
         self, round: RoundContext, contributions: Sequence[Contribution], weights: Sequence[int]

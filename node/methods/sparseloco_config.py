@@ -2,8 +2,8 @@
 judging entries take neither a model nor compiled loops.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -45,14 +45,17 @@ class SparseLocoConfig(BaseModel):
     ) -> Layout:
         return Layout.of(sizes, self.chunk, self.kept, self.value_bits)
 
+    unit_of_work: ClassVar[str] = "batches"
 
-def weigher_of(config: SparseLocoConfig) -> Callable[[bytes], int]:
-    """A payload's weight is its number of micro-batches."""
-
-    def weigh(payload: bytes) -> int:
-        header, rest = decode_header(payload, config.inner)
+    def weigh(self, payload: bytes) -> int:
+        header, rest = decode_header(payload, self.inner)
         if rest:
             raise ValueError("bytes behind the header")
         return header.batches
 
-    return weigh
+    def attachment_bytes_max(self, sizes: Sequence[int]) -> int:
+        return self.layout(sizes).bytes_max
+
+    @property
+    def ledger_bytes(self) -> None:
+        return None

@@ -22,10 +22,10 @@ integer for each of them (`parts/pool.py`).
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -82,6 +82,18 @@ class SpsaConfig(BaseModel):
     unit_exponent: Annotated[int, Field(ge=-32, le=32)] = -4
     """The first rounds' bytes count in 2**this; the ledger adjusts it within a few rounds."""
     seeds: SeedPool | None = None
+
+    unit_of_work: ClassVar[str] = "probes"
+
+    def weigh(self, payload: bytes) -> int:
+        return len(decode(payload, None if self.seeds is None else self.seeds.pool))
+
+    def attachment_bytes_max(self, sizes: Sequence[int]) -> int:
+        return 0
+
+    @property
+    def ledger_bytes(self) -> int:
+        return min(self.probes or self.probes_max, 64) + 3
 
 
 @dataclass(slots=True)
@@ -208,7 +220,7 @@ class Spsa:
     # The replicated update.
 
     def weigh(self, payload: bytes) -> int:
-        return weigher_of(self.config)(payload)
+        return self.config.weigh(payload)
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
         self._units[round.round] = self._exponent
@@ -286,12 +298,6 @@ class Spsa:
 
     def load_local_state(self, state: Mapping[str, Tensor]) -> None:
         self._backlog.load(state)
-
-
-def weigher_of(config: SpsaConfig) -> Callable[[bytes], int]:
-    """A payload's weight is its number of probes."""
-    pool = None if config.seeds is None else config.seeds.pool
-    return lambda payload: len(decode(payload, pool))
 
 
 def _consumed(round: RoundContext, merging: Sequence[_Merging]) -> list[Consumed]:

@@ -89,27 +89,6 @@ class InnerTrainer:
                     break
         return tally.report()
 
-    def gradient(self, slots: Iterator[int]) -> tuple[dict[str, Tensor], InnerReport]:
-        """The gradient of one step, clipped and by parameter name, for a method that has an
-        optimizer of its own; weights and optimizer stay as they are.
-
-        Parameters that the loss does not use are not in it. It is empty, and the report has no
-        step, when the slots ran out or `SKIPS_MAX` in a row were not finite.
-        """
-        tally = _Tally()
-        with self._at_work():
-            while tally.in_a_row < SKIPS_MAX:
-                seen = self._accumulate(slots, _never)
-                if seen is None:
-                    break
-                is_usable = seen.is_finite and self._clip()
-                tally.add(seen, is_usable)
-                if is_usable:
-                    found = {n: p.grad for n, p in self._named if p.grad is not None}
-                    return found, tally.report()
-                self._model.zero_grad(set_to_none=True)
-        return {}, tally.report()
-
     def local_state(self) -> dict[str, Tensor]:
         """The optimizer's state by parameter name, and the count of steps: live, not copies."""
         return {**self._optimizer.state(), _STEPS: torch.tensor([self._steps])}

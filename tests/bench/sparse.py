@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # runnable as a file, too
 from node.methods.parts.chunks import CHUNK, KEPT, Layout
 from node.methods.parts.sparse_codec import decode, encode
 from node.methods.parts.sparse_merge import Term, merge
-from node.methods.parts.sparsify import select, take_off
+from node.methods.parts.sparsify import select
 from tests.bench.common import report, time_in_turns
 
 GAUSSIANS = 10 * 2**20
@@ -54,7 +54,7 @@ def make_update(layout: Layout, feedback: list[Tensor], change: list[Tensor]) ->
         torch.add(delta, error, alpha=BETA, out=error)
         chunks = layout.tensors[number]
         selections.append(select(f"tensor {number}", error, chunks, layout.symbol_bits))
-        take_off(error, selections[-1])
+        error[selections[-1].positions] -= selections[-1].decoded
     return encode(layout, selections)
 
 

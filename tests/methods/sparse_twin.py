@@ -14,6 +14,11 @@ from node.methods.parts.sparsify import Selection
 Values = list[tuple[int, float]]  # (position, value) of what a tensor sends
 
 
+def take_off(values: torch.Tensor, selection: Selection) -> None:
+    """In place: what was selected, as everybody decodes it."""
+    values[selection.positions] -= selection.decoded
+
+
 def chunk_lengths(tensor: TensorChunks) -> list[tuple[int, int]]:
     """(elements, kept) of each chunk."""
     lengths = [min(tensor.chunk, tensor.size - s) for s in range(0, tensor.size, tensor.chunk)]

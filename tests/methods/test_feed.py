@@ -36,8 +36,8 @@ def context(round: int, me: int, seats: int) -> RoundContext:
     return RoundContext(RUN, round, peer(me), tuple(peer(i) for i in range(seats)), lambda: True)
 
 
-def first(feed: Feed, round: RoundContext, batches: int, at: int = 0) -> list[int]:
-    return list(islice(feed.slots(round, at), batches))
+def first(feed: Feed, round: RoundContext, batches: int) -> list[int]:
+    return list(islice(feed.slots(round), batches))
 
 
 # For each round: how many micro-batches each seat consumed, and whether its payload is listed.
@@ -66,7 +66,6 @@ def test_no_micro_batch_is_merged_twice_and_none_is_lost(
 def test_seats_take_turns_and_can_go_on() -> None:
     feed = Feed(Slots())
     assert first(feed, context(0, 1, 3), 4) == [1, 4, 7, 10]
-    assert first(feed, context(0, 1, 3), 2, at=2) == [7, 10]
     assert first(feed, context(0, 2, 3), 100) == list(range(2, 302, 3))
 
 

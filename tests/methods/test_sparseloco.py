@@ -10,9 +10,8 @@ from torch import Tensor
 from node.methods.base import Contribution, RoundContext
 from node.methods.parts.header import decode_header
 from node.methods.parts.shared import SharedWeights
-from node.methods.registry import attachment_bytes_max
 from node.methods.sparseloco import SparseLoco
-from node.methods.sparseloco_config import SparseLocoConfig, weigher_of
+from node.methods.sparseloco_config import SparseLocoConfig
 from tests.methods.conftest import MakeRound, MakeSetup, peer
 
 CONFIG = SparseLocoConfig.model_validate(
@@ -32,7 +31,7 @@ def configured(**changes: object) -> SparseLocoConfig:
 
 def contribution(method: SparseLoco, context: RoundContext) -> Contribution:
     done = method.work(context)
-    assert len(done.attachment) <= attachment_bytes_max(method.config, method._weights.sizes)
+    assert len(done.attachment) <= method.config.attachment_bytes_max(method._weights.sizes)
     method.check(done.payload, done.attachment)
     return Contribution(context.peer, done.payload, done.attachment)
 
@@ -276,7 +275,7 @@ def test_payloads_that_no_honest_peer_writes(make_setup: MakeSetup, make_round: 
     """P6"""
     me = SparseLoco(CONFIG, make_setup())
     one = contribution(me, make_round(0, 0))
-    weigh = weigher_of(CONFIG)
+    weigh = CONFIG.weigh
     assert weigh(one.payload) == me.weigh(one.payload) == 2
     for bad in (b"", one.payload[:-1], one.payload + b"x", b"\x02" + one.payload[1:]):
         with pytest.raises(ValueError, match=r"."):

@@ -15,10 +15,10 @@ from node.methods.parts.sparsify import (
     Selection,
     largest,
     select,
-    take_off,
     two_classes,
 )
 from tests.methods import sparse_twin as twin
+from tests.methods.sparse_twin import take_off
 
 CHECKS = settings(derandomize=True, deadline=None)
 

@@ -230,23 +230,6 @@ def test_work_ends_with_the_slots() -> None:
     assert (report.steps, report.batches) == (1, 2)
 
 
-def test_a_gradient_alone_moves_nothing() -> None:
-    """For methods with an optimizer of their own; it is that of plain torch, clipped."""
-    model, twin = odd(), odd()
-    inner = trainer(model, optimizer=ADAMW, accumulation=2, clip_norm=0.1)
-    found, report = inner.gradient(slots())
-    assert same(weights(model), weights(twin))
-    assert all(p.grad is None for p in model.parameters())
-    assert inner.local_state().keys() == {"inner.steps"}
-    assert (report.steps, report.batches, report.tokens) == (1, 2, 32)
-    for slot in range(2):
-        (batch_loss(twin, batch(slot)) / 2).backward()
-    twin.embed.weight.grad = twin.embed.weight.grad.to_dense()  # type: ignore[union-attr]
-    torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.1)
-    expected = {n: p.grad for n, p in twin.named_parameters() if p.grad is not None}
-    assert same(found, {n: g for n, g in expected.items() if g.numel()})
-
-
 # Numbers that are not finite
 
 
@@ -328,20 +311,6 @@ def test_nothing_finite_at_all() -> None:
     )
     assert inner.work(0, slots(), never) == InnerReport(0, 3, 0, None, 3)
     assert same(weights(model), before)
-
-
-def test_a_gradient_that_is_not_finite_is_tried_anew_a_few_times() -> None:
-    def at_work(*spoilt: int) -> tuple[int, InnerReport]:
-        inner = InnerTrainer(config(optimizer=SGD), gpt(), Spoilt(gradient=spoilt), batch)
-        found, report = inner.gradient(slots())
-        return len(found), report
-
-    found, report = at_work(0, 1)
-    assert found == len(list(gpt().parameters()))
-    assert (report.steps, report.batches, report.tokens, report.skipped) == (1, 3, 16, 2)
-    found, report = at_work(0, 1, 2)
-    assert found == 0
-    assert (report.steps, report.batches, report.tokens, report.skipped) == (0, 3, 0, 3)
 
 
 # The model

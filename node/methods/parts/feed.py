@@ -28,17 +28,15 @@ class Feed:
         self.queue = SlotQueue()  # replicated
         self._cursor = 0  # next slot of private data; this peer's own
 
-    def slots(self, round: RoundContext, first: int = 0) -> Iterator[int]:
-        """The slots of this peer's micro-batches `first`, `first` + 1, ... of a round, without
-        end.
-        """
+    def slots(self, round: RoundContext) -> Iterator[int]:
+        """The slots of this peer's micro-batches in a round, one after the other, without end."""
         if self._is_private:
             return count(self._cursor)
-        return self._seat_slots(round.seats.index(round.peer), len(round.seats), first)
+        return self._seat_slots(round.seats.index(round.peer), len(round.seats))
 
-    def _seat_slots(self, seat: int, seats: int, first: int) -> Iterator[int]:
+    def _seat_slots(self, seat: int, seats: int) -> Iterator[int]:
         queue = self.queue
-        for at in count(first, _AHEAD):
+        for at in count(0, _AHEAD):
             yield from queue.slots(seat, seats, at, _AHEAD).tolist()
 
     def used(self, batches: int) -> None:

@@ -1,8 +1,8 @@
 """The weights that all peers share, apart from the model's own parameters, which inner steps move.
 
 Trainable parameters in the model's own order form one flat float32 vector theta. The model's
-parameters are a copy of it, in whatever precision the model has: rounds read and write theta alone,
-so a check or a snapshot that is taken during a peer's own steps sees none of them.
+parameters are a copy of it: rounds read and write theta alone, so a check or a snapshot that is
+taken during a peer's own steps sees none of them.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from node.errors import ConfigError
 from node.kernels.base import Kernels
+from node.training.inner import trained_parameters
 
 _PREFIX = "weights."
 
@@ -26,13 +26,8 @@ class _Part:
 
 class SharedWeights:
     def __init__(self, model: nn.Module, kernels: Kernels) -> None:
-        """Raises ConfigError when nothing is trainable, or not in floating point."""
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
-        if not named:
-            raise ConfigError("no parameter is trainable", "widen `trainable` in [model]")
-        for name, parameter in named:
-            if not parameter.is_floating_point():
-                raise ConfigError(f"{name} is {parameter.dtype}, which has no gradient")
+        """Raises ConfigError when nothing can be trained, as inner steps do."""
+        named = trained_parameters(model)
         self._kernels = kernels
         self.theta = torch.cat([p.detach().reshape(-1).float() for _, p in named])
         self.sizes = [p.numel() for _, p in named]
@@ -59,8 +54,7 @@ class SharedWeights:
         """
         with torch.no_grad():
             for part, view in zip(self._parts, torch.split(total, self.sizes), strict=True):
-                start = part.theta.to(part.parameter.dtype)  # not theta: it was rounded to that
-                view += (start.float() - part.parameter.float()).reshape(-1)
+                view += (part.theta - part.parameter).reshape(-1)
 
     def digest(self, key: int) -> int:
         return self._kernels.digest(self.theta, 0, key)

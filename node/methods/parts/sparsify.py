@@ -70,12 +70,6 @@ def select(
     return Selection(positions, symbols, low, high)
 
 
-def take_off(values: Tensor, selection: Selection) -> None:
-    """In place: values -= what was selected, as it is decoded. What is left waits for its turn."""
-    positions = selection.positions
-    values[positions] = values[positions] - selection.decoded
-
-
 def largest(values: Tensor, chunks: TensorChunks) -> Tensor:
     """(kept,) int64: the positions of the largest magnitudes of each chunk, rising."""
     chunk, whole = chunks.chunk, chunks.size // chunks.chunk * chunks.chunk
