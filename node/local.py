@@ -24,21 +24,20 @@ class LocalState:
         self._path = home / FILE
 
     def save(self, state: Mapping[str, Tensor]) -> None:
-        """Raises StoreError."""
-        # Shared memory cannot be saved, and parts of one vector share it.
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        """Of tensors that share no memory. Raises StoreError."""
+        tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
         try:
             write_atomically(self._path, lambda path: save_file(tensors, path))
         except OSError as error:
             raise explained(error, self._path) from error
 
     def load(self) -> dict[str, Tensor] | None:
-        """None if there is none, or not one that was written here. Raises StoreError."""
+        """None if there is none. Raises StoreError, and ValueError for a damaged one."""
         try:
             return load_file(self._path)
         except FileNotFoundError:
             return None
-        except SafetensorError:
-            return None
+        except SafetensorError as error:
+            raise ValueError(f"{self._path} is damaged: {error}") from error
         except OSError as error:
             raise explained(error, self._path) from error

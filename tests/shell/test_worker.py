@@ -13,7 +13,7 @@ from node import worker as worker_module
 from node.attachments import Attachments
 from node.chunks import Blob
 from node.following import Reports, Setting
-from node.local import LocalState
+from node.local import FILE, LocalState
 from node.methods.base import Contribution, RoundContext, WorkResult
 from node.snapshots import Snapshots
 from node.store import Store
@@ -256,8 +256,13 @@ def test_what_is_this_machine_s_alone_outlives_the_process(bench: Bench) -> None
 
 
 @pytest.mark.parametrize("bench", [50], indirect=True)
-def test_what_another_method_left_behind_is_not_loaded(bench: Bench) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_another_method_or_a_bad_disk_left_is_not_loaded(
+    bench: Bench, damaged: bool, tmp_path: Path
+) -> None:
     bench.local.save({"other": torch.tensor([1])})
+    if damaged:
+        (tmp_path / "home" / FILE).write_bytes(b"no such file")
     bench.worker.start()
     bench.rebuild()
     bench.let_through(ROUNDS)
