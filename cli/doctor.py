@@ -115,8 +115,9 @@ def _findings(
 
 def _settings(folder: Path | None) -> "NodeConfig":
     """What the peer last ran with."""
+    from node.bootstrap import recall_settings
     from node.config import NodeConfig
-    from node.offline import ReadOnlyStore, recall_settings
+    from node.offline import ReadOnlyStore
 
     if folder is None:
         return NodeConfig()

@@ -4,14 +4,16 @@ What is agreed is kept in the peer's home (`meta`): the manifest's bytes, the do
 token that we came with.
 """
 
+import json
 import os
 import queue
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from node.config import Manifest, RunFile
+from node.config import Manifest, NodeConfig, RunFile
 from node.errors import ConfigError, UserError
 from node.store import Store
 from node.transport_zmq import Inbound, ZmqTransport
@@ -219,3 +221,15 @@ def check_same_file(kept: Membership, run_file: RunFile, home: str) -> None:
             f" {', '.join(changed)}",
             "pass another folder with --home to found a new run",
         )
+
+
+def keep_settings(node: NodeConfig, root: Path) -> bytes:
+    """What this machine's files and devices are, for commands that come without a run file."""
+    return json.dumps({"node": node.model_dump(mode="json"), "root": str(root)}).encode()
+
+
+def recall_settings(kept: bytes | None) -> tuple[NodeConfig, Path]:
+    if kept is None:
+        return NodeConfig(), Path.cwd()
+    fields = json.loads(kept)
+    return NodeConfig.model_validate(fields["node"]), Path(fields["root"])

@@ -14,22 +14,15 @@ from node.errors import ConfigError, IdentityError
 from node.kernels import kernels_for
 from node.methods.parts.setup import Setup
 from node.methods.registry import MethodConfig, build_method
-from node.training.data import Data, DataConfig, open_data
+from node.training.data import Data, open_data
+from node.training.data_config import DataConfig
 from node.training.evaluate import held_out_loss
 from node.training.losses import batch_loss
-from node.training.models import (
-    FactoryConfig,
-    GptConfig,
-    HfConfig,
-    Model,
-    build_model,
-    model_digest,
-)
+from node.training.model_config import AnyModel, HfConfig
+from node.training.models import Model, build_model, model_digest
 from node.training.own_optimizer import check_own_optimizer
 from node.worker import Trainer
 from protocol.ids import RunId
-
-AnyModel = GptConfig | HfConfig | FactoryConfig
 
 
 def choose_device(name: str) -> torch.device:

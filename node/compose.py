@@ -5,14 +5,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvloop
 
 from node import bootstrap
 from node.attachments import Attachments
 from node.bootstrap import Knocker, Membership
-from node.build import Workshop, choose_device
 from node.config import NodeConfig, RunFile
 from node.control import ControlServer
 from node.curve import identity_keys
@@ -24,7 +23,6 @@ from node.front import Front, advertised, check, port_map
 from node.local import LocalState
 from node.methods.base import MethodTable
 from node.metrics import Endpoint, Metrics
-from node.offline import keep_settings
 from node.perform import Shell
 from node.prober import NodeProber
 from node.snapshots import Snapshots
@@ -32,6 +30,8 @@ from node.stats import Stats
 from node.status import InviteError, Running, Status
 from node.store import Store
 from node.telemetry import EventLog
+from node.training.data_config import DataConfig
+from node.training.model_config import AnyModel
 from node.transport_zmq import Inbound, ZmqTransport
 from node.worker import Trainer, TrainingWorker
 from protocol.codec import encode
@@ -47,6 +47,9 @@ from protocol.relaying import RelayLimits
 from protocol.restore import restore, saved_cards
 from protocol.roster import Roster
 from protocol.rules import Rules
+
+if TYPE_CHECKING:
+    from node.build import Workshop
 
 INVITE_DAYS: Final = 7
 _CLOSE_S: Final = 30.0
@@ -115,6 +118,7 @@ class Node:
         self._started_s = time.monotonic()
         self._driver = Driver()
         self._knocker: Knocker | None = None
+        self._workshop: Workshop | None = None
 
     def run(self) -> None:
         """Until it is asked to stop. Raises UserError for what a person must mend."""
@@ -151,7 +155,7 @@ class Node:
                 kept = self._join(store, plan.invite, identity, transport, front.addresses())
             if self._workshop is None:
                 self._check_data(kept)
-            settings = keep_settings(plan.node, plan.root)
+            settings = bootstrap.keep_settings(plan.node, plan.root)
             store.commit([Write("meta", b"settings", settings)])
             self._serve(_Base(store, log, identity, kept, transport, front))
         finally:
@@ -168,9 +172,7 @@ class Node:
     # Getting a run
 
     def _found(self, store: Store, run_file: RunFile, identity: Identity) -> Membership:
-        self._tell("loading model and data")
-        workshop = Workshop.open(run_file.model, run_file.data, self._plan.node, self._plan.root)
-        self._workshop = workshop
+        workshop = self._load(run_file.model, run_file.data)
         return bootstrap.found(
             store,
             run_file,
@@ -179,8 +181,6 @@ class Node:
             workshop.data_digest(),
             workshop.attachment_bytes_max(run_file.method),
         )
-
-    _workshop: Workshop | None = None
 
     def _join(
         self,
@@ -208,16 +208,21 @@ class Node:
                 "pass --data with the place of yours",
             )
 
-    def _open(self, kept: Membership) -> Workshop:
+    def _open(self, kept: Membership) -> "Workshop":
         manifest = kept.manifest
-        workshop = self._workshop
-        if workshop is None:
-            self._tell("loading model and data")
-            workshop = Workshop.open(
-                manifest.model, manifest.data, self._plan.node, self._plan.root
-            )
-            workshop.check(manifest)
+        if self._workshop is not None:
+            return self._workshop
+        workshop = self._load(manifest.model, manifest.data)
+        workshop.check(manifest)
         return workshop
+
+    def _load(self, model: AnyModel, data: DataConfig) -> "Workshop":
+        """Seconds go by while torch alone is imported: who joins is up and fetching by then."""
+        self._tell("loading model and data")
+        from node.build import Workshop
+
+        self._workshop = Workshop.open(model, data, self._plan.node, self._plan.root)
+        return self._workshop
 
     # Running
 
@@ -318,7 +323,7 @@ class Node:
             self._started_s,
             base.identity,
             base.kept,
-            str(choose_device(self._plan.node.device)),
+            self._device,
             base.front.bound,
             parts.peer,
             base.transport,
@@ -327,6 +332,9 @@ class Node:
             parts.donor,
             parts.stats,
         )
+
+    def _device(self) -> str:
+        return "unknown" if self._workshop is None else str(self._workshop.device)
 
     def _introduce(self, base: _Base, card: Card) -> None:
         """Everybody whom the disk knows, to the transport and to the peer."""

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from node.errors import ConfigError
 from node.methods.registry import MethodConfig
-from node.training.data import DataConfig
-from node.training.models import ModelConfig
-from node.training.own_optimizer import OwnOptimizer
+from node.training.data_config import DataConfig
+from node.training.model_config import ModelConfig
+from node.training.optimizer_config import OwnOptimizer
 from protocol.rules import PRESETS, Quorum, Rules
 
 MANIFEST_FORMAT = 1

@@ -6,9 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Final
 
 from node.attachments import Attachments
 from node.keeper import StateKeeper
@@ -24,6 +22,9 @@ from protocol.restore import snapshots_on_chain
 from protocol.roster import Roster
 from protocol.rules import Rules
 from protocol.snapshots import SnapshotAt, established, is_taken, named_in
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FAR_ROUNDS: Final = 8  # farther behind than this, the chain on disk is read instead of the queue
 _TELL_S: Final = 0.5
@@ -303,5 +304,5 @@ class _Agreed:
     def newest(self) -> list[Record]:
         return [record for record in self.snapshots.newest() if record.root in self.roots]
 
-    def load(self, record: Record) -> dict[str, Tensor] | None:
+    def load(self, record: Record) -> "dict[str, Tensor] | None":
         return self.snapshots.load(record)

@@ -9,19 +9,21 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from node.guard import StateGuard
 from node.replica import Place, Replica
 from node.snapshots import Snapshots
 from node.store import StoreError
-from node.stream import StateStream
 from protocol.blobs import chunk_id
 from protocol.codec import MENDED_MAX
 from protocol.events import ChecksTaken, Event, Note, ServeMend, TakeChecks
 from protocol.ids import PeerId
 from protocol.mending import CHECK_BYTES
 from protocol.messages import Mend, Message
+
+if TYPE_CHECKING:
+    from node.stream import StateStream
 
 _SOON_S: Final = 0.05  # how often a place that the state has not reached yet is looked for
 _SOON_MAX: Final = 100
@@ -35,7 +37,7 @@ class _Taking:
     """A snapshot under way: what a merge must save of it before it writes."""
 
     place: Place
-    stream: StateStream
+    stream: "StateStream"
     done: int = 0  # bytes that are on disk
     rest: bytes | None = None  # what follows them, once the state has moved on
 

@@ -7,14 +7,15 @@ dies.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from node.chunks import explained
 from node.durable import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE: Final = "local.safetensors"
 
@@ -23,16 +24,20 @@ class LocalState:
     def __init__(self, home: Path) -> None:
         self._path = home / FILE
 
-    def save(self, state: Mapping[str, Tensor]) -> None:
+    def save(self, state: "Mapping[str, Tensor]") -> None:
         """Of tensors that share no memory. Raises StoreError."""
+        from safetensors.torch import save_file  # torch: for who trains
+
         tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
         try:
             write_atomically(self._path, lambda path: save_file(tensors, path))
         except OSError as error:
             raise explained(error, self._path) from error
 
-    def load(self) -> dict[str, Tensor] | None:
+    def load(self) -> "dict[str, Tensor] | None":
         """None if there is none. Raises StoreError, and ValueError for a damaged one."""
+        from safetensors.torch import load_file
+
         try:
             return load_file(self._path)
         except FileNotFoundError:

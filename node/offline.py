@@ -2,7 +2,6 @@
 state from it.
 """
 
-import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from node.attachments import AttachmentReader
-from node.bootstrap import Membership
+from node.bootstrap import Membership, recall_settings
 from node.build import Workshop
 from node.config import Manifest, NodeConfig
 from node.errors import UserError
@@ -90,18 +89,6 @@ def rebuild(home: Path, progress: Progress, changes: Mapping[str, Any] | None = 
         return Rebuilt(membership, workshop, replica, bodies)
     finally:
         disk.close()
-
-
-def keep_settings(node: NodeConfig, root: Path) -> bytes:
-    """What this machine's files and devices are, for commands that come without a run file."""
-    return json.dumps({"node": node.model_dump(mode="json"), "root": str(root)}).encode()
-
-
-def recall_settings(kept: bytes | None) -> tuple[NodeConfig, Path]:
-    if kept is None:
-        return NodeConfig(), Path.cwd()
-    fields = json.loads(kept)
-    return NodeConfig.model_validate(fields["node"]), Path(fields["root"])
 
 
 def make_replica(

@@ -7,14 +7,11 @@ it alone, because the ledger is the model.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Final, Protocol
 
 from node.guard import StateGuard
 from node.methods.base import Contribution, Method, RoundContext
 from node.snapshots import Record
-from node.stream import StateStream
 from protocol.codec import decode
 from protocol.entries import Attachment, Entry
 from protocol.ids import Hash, PeerId, RunId, digest
@@ -22,6 +19,11 @@ from protocol.ledger import round_key
 from protocol.messages import Contribute
 from protocol.restore import Reader, entry_at, roster_at
 from protocol.roster import Roster
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from node.stream import StateStream
 
 SETTLED_ROUNDS: Final = 64  # how far back own work is looked up; older is too late to be offered
 _TELL_S: Final = 0.5
@@ -35,7 +37,7 @@ class Library(Protocol):
 
     def newest(self) -> list[Record]: ...
 
-    def load(self, record: Record) -> dict[str, Tensor] | None: ...
+    def load(self, record: Record) -> "dict[str, Tensor] | None": ...
 
 
 class AttachmentLibrary(Protocol):
@@ -70,7 +72,7 @@ class Replica:
     def __init__(
         self,
         method: Method,
-        initial_state: Callable[[], Mapping[str, Tensor]],  # made anew: the state before round 0
+        initial_state: Callable[[], "Mapping[str, Tensor]"],  # made anew: the state before round 0
         run: RunId,
         me: PeerId,
         founders: tuple[PeerId, ...],
@@ -100,7 +102,7 @@ class Replica:
             self._digest = self.place, version, found
             return found
 
-    def stream(self) -> StateStream:
+    def stream(self) -> "StateStream":
         """The state's bytes, as a snapshot of this place would hold them."""
         meta = {
             "format": "1",
@@ -108,6 +110,8 @@ class Replica:
             "round": str(self.round),
             "entry": self.hash.hex(),
         }
+        from node.stream import StateStream  # torch: for who trains
+
         return StateStream(self.method.replicated_state(), meta)
 
     def merge(self, entry: Entry, seats: tuple[PeerId, ...]) -> None:
@@ -163,7 +167,7 @@ class Replica:
             self.method.load_replicated_state(self._initial_state())
             self.round, self.hash = 0, Hash(self._run)
 
-    def load(self, tensors: Mapping[str, Tensor], place: Place, disk: Reader) -> None:
+    def load(self, tensors: "Mapping[str, Tensor]", place: Place, disk: Reader) -> None:
         """Raises ValueError for tensors that are not this method's."""
         with self.guard.writing():
             self.method.load_replicated_state(tensors)

@@ -7,11 +7,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgpack
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from node.chunks import Blob, ChunkFiles, sound_chunks
 from node.ports import Disk
@@ -19,6 +18,9 @@ from protocol.blobs import root_of
 from protocol.ids import Hash
 from protocol.ledger import Write
 from protocol.restore import Reader
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEPT: Final = 2
 _LEASE_S: Final = 60.0  # a snapshot that somebody is fetching is not collected
@@ -77,7 +79,7 @@ class Snapshots:
         with self._lock:
             return _by_age(self._records.values())
 
-    def load(self, record: Record) -> dict[str, Tensor] | None:
+    def load(self, record: Record) -> "dict[str, Tensor] | None":
         """The tensors of a snapshot, each byte checked; None if the file is damaged, and then what
         is sound of it stays as if it had been fetched so far.
         """
@@ -162,7 +164,7 @@ class SnapshotReader:
     def newest(self) -> list[Record]:
         return _by_age(self._records)
 
-    def load(self, record: Record) -> dict[str, Tensor] | None:
+    def load(self, record: Record) -> "dict[str, Tensor] | None":
         return _load(self._folder / f"{record.root.hex()}{_SUFFIX}", record)
 
 
@@ -170,7 +172,7 @@ def _by_age(records: Iterable[Record]) -> list[Record]:
     return sorted(records, key=lambda record: record.round, reverse=True)
 
 
-def _load(path: Path, record: Record) -> dict[str, Tensor] | None:
+def _load(path: Path, record: Record) -> "dict[str, Tensor] | None":
     """None unless every chunk fits its name, and the file is of the record's place."""
     if sound_chunks(path, record.blob).total() < record.blob.chunks:
         return None

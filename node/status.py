@@ -37,7 +37,7 @@ class Running:
     started_s: float
     identity: Identity
     kept: Membership
-    device: str
+    device: Callable[[], str]  # "unknown" until it is in use
     bound: tuple[str, ...]
     peer: Peer
     transport: ZmqTransport
@@ -166,7 +166,7 @@ class Status:
             "home": str(running.home),
             "uptime_s": round(time.monotonic() - running.started_s, 1),
             "addresses": list(self.addresses),
-            "device": running.device,
+            "device": running.device(),
             "method": running.kept.manifest.method.name,
             "quorum": running.kept.manifest.rules.quorum,
         }

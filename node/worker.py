@@ -11,9 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Final
 
 from node.attachments import Attachments
 from node.following import Follower, Lag, Reports, Setting, Wishes
@@ -40,6 +38,9 @@ from protocol.events import (
 )
 from protocol.ids import Hash
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _FAR_ROUNDS: Final = 8  # farther behind than this, the chain on disk is read instead of the queue
 _TELL_S: Final = 0.5
 _LOOK_S: Final = 0.1  # how often a chain that grows while the trainer is made is looked at
@@ -53,7 +54,7 @@ class Trainer:
 
     method: Method
     heldout: Callable[[], float]
-    initial_state: Callable[[], Mapping[str, Tensor]]  # made anew: the state before round 0
+    initial_state: Callable[[], "Mapping[str, Tensor]"]  # made anew: the state before round 0
 
 
 @dataclass(frozen=True, slots=True)

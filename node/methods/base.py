@@ -7,9 +7,10 @@ on every peer.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +124,12 @@ class Method(Protocol):
         """A keyed hash of the replicated state, modulo 2**64."""
         ...
 
-    def replicated_state(self) -> Mapping[str, Tensor]:
+    def replicated_state(self) -> "Mapping[str, Tensor]":
         """Everything a peer needs to go on from this round: live tensors, not copies."""
         ...
 
-    def load_replicated_state(self, state: Mapping[str, Tensor]) -> None: ...
+    def load_replicated_state(self, state: "Mapping[str, Tensor]") -> None: ...
 
-    def local_state(self) -> Mapping[str, Tensor]: ...
+    def local_state(self) -> "Mapping[str, Tensor]": ...
 
-    def load_local_state(self, state: Mapping[str, Tensor]) -> None: ...
+    def load_local_state(self, state: "Mapping[str, Tensor]") -> None: ...

@@ -1,24 +1,29 @@
 """The only list of methods. Nothing outside this package asks which one runs."""
 
-from typing import Annotated, assert_never
+from typing import TYPE_CHECKING, Annotated, assert_never
 
 from pydantic import Discriminator
 
 from node.methods.base import Method
-from node.methods.parts.setup import Setup
 from node.methods.sparseloco_config import SparseLocoConfig
-from node.methods.spsa import Spsa, SpsaConfig
+from node.methods.spsa_config import SpsaConfig
+
+if TYPE_CHECKING:
+    from node.methods.parts.setup import Setup
 
 MethodConfig = Annotated[SpsaConfig | SparseLocoConfig, Discriminator("name")]
 """The `[method]` table; `name` says which."""
 
 
-def build_method(config: MethodConfig, setup: Setup) -> Method:
+def build_method(config: MethodConfig, setup: "Setup") -> Method:
+    """Methods are imported here: torch and compiled loops are for who trains."""
     match config:
         case SpsaConfig():
+            from node.methods.spsa import Spsa
+
             return Spsa(config, setup)
         case SparseLocoConfig():
-            from node.methods.sparseloco import SparseLoco  # compiled loops: for who trains
+            from node.methods.sparseloco import SparseLoco
 
             return SparseLoco(config, setup)
         case _:

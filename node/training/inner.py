@@ -25,8 +25,9 @@ from node.training.inner_config import InnerConfig
 from node.training.inner_optimizer import InnerOptimizer
 from node.training.losses import Batch
 from node.training.modes import training
+from node.training.optimizer_config import OwnOptimizer
 from node.training.optimizers import builder
-from node.training.own_optimizer import OwnOptimizer, own_builder
+from node.training.own_optimizer import own_builder
 
 SKIPS_MAX = 3  # in a row; then the round's work ends
 _STEPS = "inner.steps"

@@ -6,60 +6,14 @@ Inner work is one machine's own arithmetic: nobody repeats it, so its rates are 
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from node.training.optimizer_config import AdamWConfig, OptimizerConfig, Table
 
 BATCHES_MAX = 1 << 16  # micro-batches of one peer in one round; bounds what a payload may claim
 
-Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
-Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
-
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class AdamWConfig(_Table):
-    """*Decoupled Weight Decay Regularization*, https://arxiv.org/abs/1711.05101."""
-
-    name: Literal["adamw"] = "adamw"
-    lr: Rate = 4e-4
-    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
-    eps: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1e-8
-    weight_decay: Decay = 0.1
-    """Shrinks a weight by `lr * weight_decay` of itself a step."""
-
-
-class SgdConfig(_Table):
-    name: Literal["sgd"]
-    lr: Rate
-    momentum: Momentum = 0.0
-
-
-class MuonConfig(_Table):
-    """*Muon: An optimizer for hidden layers in neural networks*, https://kellerjordan.github.io/posts/muon/.
-
-    It moves the matrices of hidden layers, by `lr * sqrt(fan_out / fan_in)` times an orthogonal
-    matrix. Embeddings, output layers and everything that is not a matrix go by AdamW.
-    """
-
-    name: Literal["muon"]
-    lr: Rate = 0.02
-    momentum: Momentum = 0.95
-    weight_decay: Decay = 0.01
-    """Shrinks a weight by `lr * weight_decay` of itself a step, whatever its matrix' shape."""
-    ns_steps: Annotated[int, Field(ge=1, le=20)] = 5
-    """Newton-Schulz iterations: how nearly orthogonal an update is."""
-    others: AdamWConfig = AdamWConfig()
-    """For what Muon does not move."""
-    not_hidden: tuple[str, ...] = ("*embed*", "*lm_head.*", "*score.*", "*classifier.*", "head.*")
-    """Name patterns of matrices that go by AdamW, too. Embedding layers need not be named."""
-
-
-OptimizerConfig = AdamWConfig | SgdConfig | MuonConfig
-
-
-class InnerSchedule(_Table):
+class InnerSchedule(Table):
     """A share of the optimizer's learning rate: a linear rise by steps, times a fall by rounds.
 
     The rise counts this peer's own steps, because a newcomer's optimizer starts empty however old
@@ -89,7 +43,7 @@ class InnerSchedule(_Table):
         return self.final_share + (1 - self.final_share) * left
 
 
-class InnerConfig(_Table):
+class InnerConfig(Table):
     """The `[method.inner]` table, part of the manifest."""
 
     optimizer: Annotated[OptimizerConfig, Field(discriminator="name")] = AdamWConfig()

@@ -1,28 +1,15 @@
 """Low-rank adapters through peft, with starting values that are the same on every machine."""
 
 from fractions import Fraction
-from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from node.errors import ConfigError, optional
 from node.training.initial import fill_uniform
+from node.training.model_config import LoraConfig
 
 _SEED = 0x10_4A  # the adapters' starting values are the same in every run
-
-
-class LoraConfig(BaseModel):
-    """*LoRA: Low-Rank Adaptation of Large Language Models*, https://arxiv.org/abs/2106.09685."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rank: Annotated[int, Field(ge=1, le=4096)] = 8
-    alpha: Annotated[int, Field(ge=1, le=1 << 16)] = 16
-    """The adapter's output is scaled by alpha / rank."""
-    targets: tuple[str, ...] = ()
-    """Names of the linear layers that get an adapter (`q_proj`); none: all but the output layer."""
 
 
 def wrap(module: nn.Module, config: LoraConfig) -> nn.Module:

@@ -9,93 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Literal, Self
 
 import torch
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from torch import Tensor, nn
 
 from node.errors import ConfigError
 from node.training import gpt, lora
-from node.training.lora import LoraConfig
+from node.training.model_config import AnyModel, FactoryConfig, GptConfig, HfConfig
 from node.training.named import load_named
 from node.training.tokens import ByteTokenizer, Tokenizer
 
 _CONTEXT = "peertrain 2026-11 model digest v1"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """Of the weights. bf16 halves the memory; its updates round at random, so small steps are not
-    lost.
-    """
-    trainable: tuple[str, ...] = ("*",)
-    """Name patterns of the parameters to train (`*.mlp.*`); the others stay as they are. With
-    `lora`, of the adapter's.
-    """
-    lora: LoraConfig | None = None
-    """Train small low-rank factors beside the weights instead of the weights."""
-
-
-class GptConfig(_Model):
-    """The built-in model over bytes: no download, any size."""
-
-    kind: Literal["gpt"]
-    layers: Annotated[int, Field(ge=1, le=256)] = 2
-    width: Annotated[int, Field(ge=4, le=1 << 14)] = 32
-    heads: Annotated[int, Field(ge=1, le=256)] = 2
-    hidden: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
-    """Width of the feed-forward layer; left out, 8/3 of `width`, rounded up to a multiple of 8."""
-    context: Annotated[int, Field(ge=2, le=1 << 17)] = 64
-    """The most tokens it sees at once."""
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    """Of the starting weights, which are the same on every machine."""
-
-    @model_validator(mode="after")
-    def _even_heads(self) -> Self:
-        if self.width % (2 * self.heads):
-            raise ValueError("`width` is a multiple of twice `heads`")
-        return self
-
-    @property
-    def hidden_width(self) -> int:
-        return self.hidden or -(-8 * self.width // 24) * 8
-
-
-class HfConfig(_Model):
-    """A Hugging Face model. Code that comes with a model is never run."""
-
-    kind: Literal["hf"]
-    path: str
-    """A folder, a hub id, or `package:NAME/FOLDER` for files inside an installed Python package,
-    which is not imported.
-    """
-    revision: str | None = None
-    """Of a hub id: a branch, tag or commit."""
-    gguf_file: str | None = None
-    """Read this GGUF file of the folder, and de-quantise it."""
-    head: Literal["causal-lm", "classifier"] = "causal-lm"
-    labels: Annotated[int, Field(ge=2, le=1 << 16)] | None = None
-    """Outputs of the classifier; left out, as many as the model was saved with."""
-
-
-class FactoryConfig(_Model):
-    """A model that each machine's owner builds with code of their own."""
-
-    kind: Literal["factory"]
-    label: str
-    """Each machine's own settings say which `module:factory` this label stands for. No code is
-    named here.
-    """
-
-
-ModelConfig = Annotated[GptConfig | HfConfig | FactoryConfig, Field(discriminator="kind")]
-"""The `[model]` table, part of the manifest."""
-model_config_adapter: TypeAdapter[GptConfig | HfConfig | FactoryConfig] = TypeAdapter(ModelConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +30,12 @@ class Model:
 
     module: nn.Module
     tokenizer: Tokenizer
-    config: GptConfig | HfConfig | FactoryConfig
+    config: AnyModel
     context: int  # the most tokens it sees at once
 
 
 def build_model(
-    config: GptConfig | HfConfig | FactoryConfig,
+    config: AnyModel,
     *,
     root: Path = Path(),  # relative model folders count from here
     factories: Mapping[str, str]
@@ -156,7 +82,7 @@ def raw_bytes(tensor: Tensor) -> bytes:
 
 
 def _load(
-    config: GptConfig | HfConfig | FactoryConfig, root: Path, factories: Mapping[str, str]
+    config: AnyModel, root: Path, factories: Mapping[str, str]
 ) -> tuple[nn.Module, Tokenizer, int]:
     match config:
         case GptConfig():

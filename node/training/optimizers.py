@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from node.errors import ConfigError
-from node.training.inner_config import AdamWConfig, MuonConfig, OptimizerConfig, SgdConfig
+from node.training.optimizer_config import AdamWConfig, MuonConfig, OptimizerConfig, SgdConfig
 
 Named = Sequence[tuple[str, nn.Parameter]]
 Build = Callable[[Named], list[Optimizer]]

@@ -6,32 +6,16 @@ every restart, and nobody would notice.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.optim import Optimizer
 
 from node.errors import ConfigError
 from node.training.inner_optimizer import InnerOptimizer
 from node.training.named import load_named
+from node.training.optimizer_config import OwnOptimizer
 from node.training.optimizers import Build, Named
-
-_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
-
-
-class OwnOptimizer(BaseModel):
-    """The `[node.optimizer]` table."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: Annotated[str, Field(pattern=rf"^{_NAME}(\.{_NAME})*[.:]{_NAME}$")]
-    """`torch.optim.Adagrad`, or `my_module:make_optimizer`: a class or a function that is called
-    with a list of parameters and `options`.
-    """
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Its keyword arguments."""
 
 
 def own_builder(own: OwnOptimizer) -> Build:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from node.errors import ConfigError, optional
 from node.training import gpt, hf
-from node.training.models import GptConfig, Model
+from node.training.model_config import GptConfig
+from node.training.models import Model
 from node.training.tokens import HfTokenizer
 
 WEIGHTS = "model.safetensors"

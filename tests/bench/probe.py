@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # runnable as a file, too
 from node.kernels import kernels_for
 from node.methods.parts.perturbed import Perturbed
 from node.training.losses import Batch, batch_loss
-from node.training.models import HfConfig, build_model
+from node.training.model_config import HfConfig
+from node.training.models import build_model
 from tests.bench.common import report, time_once
 
 RATIO_MAX = 1.15

@@ -10,9 +10,11 @@ import torch
 from node.kernels import kernels_for
 from node.methods.base import RoundContext
 from node.methods.parts.setup import Setup
-from node.training.data import Data, DataConfig, Windows
+from node.training.data import Data, Windows
+from node.training.data_config import DataConfig
 from node.training.losses import batch_loss
-from node.training.models import GptConfig, build_model
+from node.training.model_config import GptConfig
+from node.training.models import build_model
 
 RUN = bytes(range(32))
 torch.set_num_threads(1)  # the models here are tiny: threads only wait for each other

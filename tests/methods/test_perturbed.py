@@ -226,8 +226,8 @@ def test_a_lora_model_is_seen_through_its_adapters(way: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peft = pytest.importorskip("peft")
-    from node.training.lora import LoraConfig
-    from node.training.models import GptConfig, build_model
+    from node.training.model_config import GptConfig, LoraConfig
+    from node.training.models import build_model
 
     assert peft
     model = build_model(

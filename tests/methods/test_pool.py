@@ -19,7 +19,8 @@ from node.methods.parts.pool import (
 from node.methods.parts.probes import Probe, decode, encode
 from node.methods.parts.schedule import Schedule
 from node.methods.parts.setup import Setup
-from node.methods.spsa import SeedPool, Spsa, SpsaConfig
+from node.methods.spsa import Spsa
+from node.methods.spsa_config import SeedPool, SpsaConfig
 
 MakeSetup = Callable[..., Setup]
 MakeRound = Callable[..., RoundContext]

@@ -9,7 +9,8 @@ from node.methods.base import Contribution, RoundContext
 from node.methods.parts.probes import Probe, encode
 from node.methods.parts.schedule import Schedule
 from node.methods.parts.setup import Setup
-from node.methods.spsa import Spsa, SpsaConfig
+from node.methods.spsa import Spsa
+from node.methods.spsa_config import SpsaConfig
 from node.replica import LackingError, Replica
 from protocol.entries import Attachment, Body, Entry
 from protocol.ids import Hash, PeerId

@@ -17,7 +17,8 @@ from node.methods.parts.perturbed import Perturbed
 from node.methods.parts.probes import Probe, decode, encode
 from node.methods.parts.schedule import Schedule
 from node.methods.parts.setup import Setup
-from node.methods.spsa import Spsa, SpsaConfig
+from node.methods.spsa import Spsa
+from node.methods.spsa_config import SpsaConfig
 
 MakeSetup = Callable[..., Setup]
 MakeRound = Callable[..., RoundContext]

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,12 @@ def test_every_shipped_run_file_is_valid(peer: Run, config: Path) -> None:
     code, out, err = peer("check", "--quick", "--json", str(config))
     assert code == 0, err
     assert json.loads(out)["valid"]
+
+
+def test_a_newcomer_is_up_before_torch_is_there() -> None:
+    """Its import takes seconds, in which a newcomer could be fetching."""
+    code = "import sys, node.compose; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_check_measures(peer: Run, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from node.training.inner import InnerTrainer
 from node.training.inner_config import InnerConfig
 from node.training.losses import Batch, batch_loss
-from node.training.models import GptConfig, build_model
+from node.training.model_config import GptConfig
+from node.training.models import build_model
 
 WIDTH = 8
 

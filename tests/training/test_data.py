@@ -10,7 +10,8 @@ import torch
 from pydantic import ValidationError
 
 from node.errors import ConfigError
-from node.training.data import Data, DataConfig, open_data
+from node.training.data import Data, open_data
+from node.training.data_config import DataConfig
 from node.training.tokens import ByteTokenizer
 
 BYTES = ByteTokenizer()

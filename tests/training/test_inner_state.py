@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from node.training.inner import InnerTrainer
 from node.training.losses import batch_loss
-from node.training.own_optimizer import OwnOptimizer
+from node.training.optimizer_config import OwnOptimizer
 from tests.training.modules import batch, config, gpt, never, odd, same, slots, trainer, weights
 
 OPTIMIZERS: dict[str, dict[str, object]] = {

@@ -17,17 +17,15 @@ from node.errors import ConfigError, MissingExtra, optional
 from node.training.evaluate import accuracy, held_out_loss
 from node.training.generate import generate, sample
 from node.training.initial import fill_uniform
-from node.training.lora import LoraConfig
 from node.training.losses import Batch, batch_loss
-from node.training.models import (
+from node.training.model_config import (
     FactoryConfig,
     GptConfig,
     HfConfig,
-    Model,
-    build_model,
+    LoraConfig,
     model_config_adapter,
-    model_digest,
 )
+from node.training.models import Model, build_model, model_digest
 from node.training.weights import export, load_weights, write_folder
 
 SMALL: dict[str, Any] = {

@@ -10,11 +10,12 @@ from torch import nn
 from node.build import Workshop
 from node.config import NodeConfig, RunFile, load_node_config
 from node.errors import ConfigError
-from node.training.data import DataConfig
+from node.training.data_config import DataConfig
 from node.training.inner import InnerTrainer
 from node.training.losses import batch_loss
-from node.training.models import GptConfig
-from node.training.own_optimizer import OwnOptimizer, check_own_optimizer
+from node.training.model_config import GptConfig
+from node.training.optimizer_config import OwnOptimizer
+from node.training.own_optimizer import check_own_optimizer
 from tests.training.modules import batch, config, gpt, never, odd, plain_steps, same, slots, weights
 
 HERE = "tests.training.optimizers"

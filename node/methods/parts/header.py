@@ -11,10 +11,13 @@ method that weighs contributions by them bounds the weight.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from node.methods.parts.varints import Reader, varint
-from node.training.inner import InnerReport
 from node.training.inner_config import InnerConfig
+
+if TYPE_CHECKING:
+    from node.training.inner import InnerReport
 
 VERSION = 1
 _TOKENS_BYTES = 6  # less than 2**42 of them
@@ -28,7 +31,7 @@ class Header:
     tokens: int
 
     @classmethod
-    def of(cls, report: InnerReport) -> "Header":
+    def of(cls, report: "InnerReport") -> "Header":
         return cls(report.steps, report.batches, min(report.tokens, TOKENS_MAX))
 
     def encode(self) -> bytes:

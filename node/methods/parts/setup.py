@@ -11,7 +11,7 @@ from node.methods.parts.perturbed import Perturbed
 from node.training.inner import InnerTrainer
 from node.training.inner_config import InnerConfig
 from node.training.losses import Batch
-from node.training.own_optimizer import OwnOptimizer
+from node.training.optimizer_config import OwnOptimizer
 
 
 class SlotData(Protocol):
