@@ -21,7 +21,7 @@ from protocol.messages import Message
 from protocol.restore import snapshots_on_chain
 from protocol.roster import Roster
 from protocol.rules import Rules
-from protocol.snapshots import SnapshotAt, established, is_taken, named_in
+from protocol.snapshots import SnapshotAt, established, is_taken, named_in, naming_round
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,11 +150,20 @@ class Follower:
         round, rules = self._replica.round, self._rules
         if not is_taken(round, rules):
             return
-        self._keeper.take_snapshot()
+        if not self._can_skip(round):
+            self._keeper.take_snapshot()
         if round >= self._wishes.target[0]:
             self._taken()
         for named in snapshots_on_chain(self._disk, self._replica.founders, round, rules, 1):
             self._attachments.collect(self._snapshots.establish(named.root))
+
+    def _can_skip(self, round: int) -> bool:
+        """Who replays what others closed long ago takes every other one. They have it, and named
+        it, and writing it would take time from catching up.
+        """
+        every = self._rules.snapshot_every
+        is_late = naming_round(round, self._rules) < self._wishes.target[0]
+        return is_late and self._on_chain(round - every) is not None
 
     def _compare_roots(self, entry: Entry, members: int) -> None:
         """P1, byte for byte: is our snapshot the one that most have?"""

@@ -26,15 +26,20 @@ def is_taken(round: int, rules: Rules) -> bool:
     return round > 0 and round % rules.snapshot_every == 0
 
 
+def naming_round(taken: int, rules: Rules) -> int:
+    """The round in which roots of the snapshot of round `taken` are named."""
+    return taken + max(1, rules.snapshot_every // 2)
+
+
 def named_in(round: int, rules: Rules) -> int | None:
     """The snapshot that contributions to `round` name the root of; None: none."""
-    taken = round - max(1, rules.snapshot_every // 2)
+    taken = round - naming_round(0, rules)
     return taken if is_taken(taken, rules) else None
 
 
 def naming_rounds(head: int, rules: Rules) -> range:
     """Closed rounds in which roots were named, newest first."""
-    every, lag = rules.snapshot_every, max(1, rules.snapshot_every // 2)
+    every, lag = rules.snapshot_every, naming_round(0, rules)
     newest = (head - 1 - lag) // every * every + lag
     return range(newest, lag, -every)
 

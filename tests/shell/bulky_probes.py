@@ -9,8 +9,8 @@ from typing import Final
 from blake3 import blake3
 
 from cli.app import main
+from node.methods import spsa
 from node.methods.base import RoundContext, WorkResult
-from node.methods.spsa import Spsa
 
 BYTES: Final = 700_000  # three chunks
 
@@ -20,7 +20,7 @@ def bulk(payload: bytes) -> bytes:
     return blake3(payload).digest(length=BYTES)
 
 
-class BulkySpsa(Spsa):
+class BulkySpsa(spsa.Spsa):
     def work(self, round: RoundContext) -> WorkResult:
         done = super().work(round)
         return WorkResult(done.payload, done.loss, bulk(done.payload))
@@ -35,7 +35,5 @@ class BulkySpsa(Spsa):
 
 
 if __name__ == "__main__":
-    from node.methods import registry
-
-    registry.Spsa = BulkySpsa  # type: ignore[misc]
+    spsa.Spsa = BulkySpsa  # type: ignore[misc]
     sys.exit(main())

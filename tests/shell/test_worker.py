@@ -13,6 +13,7 @@ from node import worker as worker_module
 from node.attachments import Attachments
 from node.chunks import Blob
 from node.following import Reports, Setting
+from node.keeper import StateKeeper, _Taking
 from node.local import FILE, LocalState
 from node.methods.base import Contribution, RoundContext, WorkResult
 from node.snapshots import Snapshots
@@ -95,11 +96,12 @@ class Counting:
 class Bench:
     """A worker with a chain of so many rounds on its disk, and a snapshot that was fetched."""
 
-    def __init__(self, home: Path, snapshot_round: int) -> None:
+    def __init__(self, home: Path, snapshot_round: int, rules: Rules = RULES) -> None:
+        self.rules = rules
         self.store = Store.open(home)
         self.marks = self._write_chain()
         self.method = Counting()
-        self.snapshots = Snapshots(home, self.store, 1_000)
+        self.snapshots = Snapshots(home, self.store, rules.snapshot_every)
         self.attachments = Attachments(home, self.store)
         self.local = LocalState(home)
         self.notes: list[str] = []
@@ -111,7 +113,7 @@ class Bench:
             lambda: 0.0,
             lambda: {"count": torch.zeros(1, dtype=torch.int64)},
         )
-        setting = Setting(RunId(RUN), ME, (ME,), RULES)
+        setting = Setting(RunId(RUN), ME, (ME,), rules)
         reports = Reports(
             self._post, lambda to, message: None, lambda note: self.notes.append(note.event), _fail,
             lambda what, done, total: None, lambda seconds: None,
@@ -140,7 +142,7 @@ class Bench:
 
     def _write_chain(self) -> list[Mark]:
         mark = genesis([ME])
-        ledger, marks = Ledger(judge(RULES), [ME]), [mark]
+        ledger, marks = Ledger(judge(self.rules), [ME]), [mark]
         for _ in range(ROUNDS):
             self.store.commit(ledger.extend(entry(ledger.head, ME)))
             marks.append(ledger.head)
@@ -193,7 +195,8 @@ def _fail(error: BaseException) -> None:
 
 @pytest.fixture
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path / "home", request.param)
+    args = request.param if isinstance(request.param, tuple) else (request.param,)
+    bench = Bench(tmp_path / "home", *args)
     yield bench
     bench.loading.release()
     bench.let_through(10 * ROUNDS)
@@ -230,7 +233,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_process(bench: Bench) -> None:
         bench._post, lambda to, message: None, lambda note: None, fail,
         lambda what, done, total: None, lambda seconds: None,
     )  # fmt: skip
-    setting = Setting(RunId(RUN), ME, (ME,), RULES)
+    setting = Setting(RunId(RUN), ME, (ME,), bench.rules)
     worker = TrainingWorker(
         make, setting, bench.store, bench.snapshots, bench.attachments, bench.local, reports
     )
@@ -324,6 +327,28 @@ def test_a_snapshot_cuts_a_replay_short(bench: Bench) -> None:
     bench.let_through(1 + ROUNDS - 50)
     applied = bench.wait_for(Applied)
     assert applied == Applied(ROUNDS, bench.marks[-1].hash, ROUNDS)
+
+
+@pytest.mark.parametrize("bench", [(10, replace(RULES, snapshot_every=10))], indirect=True)
+def test_who_is_far_behind_writes_every_other_snapshot(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here each is written at once: a slow disk skips some anyway."""
+    taken: list[int] = []
+
+    def take_at_once(keeper: StateKeeper) -> bool:
+        taken.append(keeper.replica.round)
+        keeper._snapshot(_Taking(keeper.replica.place, keeper.replica.stream()))
+        return True
+
+    monkeypatch.setattr(StateKeeper, "take_snapshot", take_at_once)
+    bench.worker.start()
+    bench.rebuild()
+    assert bench.method.waits.wait(60)
+    bench.worker.restore(Restore(bench.snapshot))
+    bench.let_through(1 + ROUNDS - 10)
+    bench.wait_for(Applied)
+    assert taken == [30, 50, ROUNDS]  # and the head's, which is everybody's to name
 
 
 @pytest.mark.parametrize("bench", [2], indirect=True)
