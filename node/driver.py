@@ -156,11 +156,17 @@ class NodeWatcher:
             self._tell(f"loading the snapshot of round {note.fields['round']}")
         elif note.event == "catching-up":
             self._tell(f"catching up by {note.fields['way']}: {note.fields['why']}")
+        elif note.event == "caught-up":
+            self._tell(caught_up(note.fields))
         self._log.emit(_LEVELS[note.level], note.event, note.fields)
 
     def halt(self, halt: Halt) -> None:
         self._log.info("halt", reason=halt.reason, clean=halt.clean)
         self.halted = halt
+
+
+def caught_up(fields: Mapping[str, Any]) -> str:
+    return f"caught up with round {fields['round']} after {fields['took_ms'] / 1000:.1f} s"
 
 
 def fetching(fields: Mapping[str, Any]) -> str:

@@ -116,6 +116,7 @@ class Recovery:
         self._refused: dict[Hash, None] = {}
         self._last: tuple[int, float] | None = None  # size and rate of the last one fetched
         self._pace = Pace(core.ledger)
+        self._since_ms: Millis | None = None  # when the state was first heard to be behind
         self._done_ms: float | None = None  # when the state will be at the head, as far as we know
 
     def is_nearly_done(self, within_ms: int) -> bool:
@@ -124,7 +125,10 @@ class Recovery:
 
     def caught_up(self) -> None:
         """The state is at the head."""
-        self._done_ms = None
+        if self._since_ms is not None:
+            core = self._core
+            core.note("info", "caught-up", round=core.head.round, took_ms=core.now - self._since_ms)
+        self._done_ms = self._since_ms = None
         if self._trial is not None and not self._trial.is_held:
             self._give_up(self._trial, "the replay is past it")
 
@@ -134,6 +138,8 @@ class Recovery:
 
     def behind(self, event: Behind) -> None:
         trial = self._trial
+        if self._since_ms is None:
+            self._since_ms = self._core.now
         if trial is not None and trial.is_held:
             return
         self._pace.heard(event)

@@ -57,8 +57,8 @@ class Wide(Bigram):
 
     def __init__(self, megabytes: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(megabytes * 1_000_000 // (4 * _BYTES), _BYTES, device="meta")
-        self.table.to_empty(device="cpu")
+        rows = torch.empty(megabytes * 1_000_000 // (4 * _BYTES), _BYTES)
+        self.table = nn.Embedding.from_pretrained(rows, freeze=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         logits: Tensor = super().forward(tokens)

@@ -142,8 +142,12 @@ def test_a_replay_that_turns_out_to_be_short_bothers_nobody() -> None:
 def test_who_is_at_the_head_fetches_no_further() -> None:
     newcomer = Newcomer()
     newcomer.start_fetch()
+    newcomer.now += 250
     newcomer.on(Applied(1_000, Hash(bytes(32)), 7))
     assert newcomer.of(DropBlob) == [DropBlob(newcomer.root)]
+    newcomer.on(Applied(1_000, Hash(bytes(32)), 7))
+    (said,) = newcomer.told("caught-up")  # once
+    assert said["took_ms"] == 250
 
 
 def test_nobody_asks_to_be_a_member_before_its_state_stands() -> None:
