@@ -34,7 +34,10 @@ _ROSTER_IN_MARK: Final = slice(40, 72)
 _REPLY_BYTES: Final = 1 << 20
 _REPLY_ENTRIES: Final = 256
 _TOOK_ROUNDS: Final = 2 * ARRIVALS_MIN
-_SNAPSHOT_PERIODS: Final = 8  # nobody keeps older ones
+_PERIODS: Final = 8  # how far back snapshots are looked for
+# ... and how far until there is one at all: as long as no two members hold the same state, nobody's
+# snapshot is most members'.
+_PERIODS_MOST: Final = 256
 
 
 class Reader(Protocol):
@@ -88,7 +91,8 @@ def snapshots_on_chain(
             snapshot = established(entry, rules, len(roster))
         if snapshot is not None:
             found.append(snapshot)
-        if len(found) >= most or head - round > _SNAPSHOT_PERIODS * rules.snapshot_every:
+        periods = (head - round) / rules.snapshot_every
+        if len(found) >= most or periods > (_PERIODS if found else _PERIODS_MOST):
             break
     return found
 

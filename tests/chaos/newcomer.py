@@ -9,10 +9,10 @@ an entry lists. With `--kill` one donor dies when half of the snapshot is there.
 bound is the time that the newcomer's own line needs for the bytes which it received, times 1.3. The
 entry itself (`listed_s`) comes when everybody's round ends, up to a round later: how long that is
 depends on the window, and on where in a round the newcomer was started. A newcomer brings its own
-processor: half of the cores are its alone, and the members, the switch between them and this
-process share the rest. How much of a core each took is printed. Members bring their own disks, too:
-five of them writing snapshots to one would be measuring that one, so homes lie in memory where
-there is room for them.
+processor: the members share half of the cores, and it has the other half together with the network
+between them, which is no member's work, and this process. How much of a core each took is printed.
+Members bring their own disks, too: five of them writing snapshots to one would be measuring that
+one, so homes lie in memory where there is room for them.
 """
 
 import argparse
@@ -50,10 +50,12 @@ SLOWER_MOST: Final = 1.1
 EVERY: Final = 10
 WINDOW_S: Final = 5.0
 TOOK_MS: Final = 7_500  # a round here, with what is merged, hashed and waited for
-# The snapshot of round 80 is named in round 85, and 10 rounds old, the average, after some more.
+# The snapshot of round 90 is named in round 95, and 10 rounds old, the average, when one comes.
 OLD_ROUNDS: Final = 84
 PROBES: Final = 32
-CALM_ROUNDS: Final = 6
+# Another period goes by before the newcomer comes: the same rounds of it, of which one has a
+# snapshot to write, too, are what the members' rounds are compared with.
+CALM_ROUNDS: Final = 6 + EVERY
 _WAIT_S: Final = 600.0
 _MEMORY: Final = Path("/dev/shm")
 _FILES: Final = 4  # snapshots of each home, one of them being written
@@ -85,9 +87,10 @@ class Trial:
             crew.go_on()
         crew.wait_for_members(donors)
         theirs, self.own_cores = _shared_out(os.sched_getaffinity(0))
-        for pid in (os.getpid(), network.switch_pid, *(peer.process.pid for peer in crew.peers)):
-            for thread in Path(f"/proc/{pid}/task").iterdir():
-                os.sched_setaffinity(int(thread.name), theirs)
+        for pid in (os.getpid(), network.switch_pid):
+            _keep_to(pid, self.own_cores)
+        for peer in crew.peers:
+            _keep_to(peer.process.pid, theirs)
         calm = crew.rounds()["p1"] + CALM_ROUNDS
         crew.wait(lambda: crew.rounds()["p1"] >= calm, _WAIT_S)
         seen = self._watch()
@@ -178,9 +181,9 @@ class Trial:
         me = identity_of(newcomer.home)
         rounds = read_record(crew.peers[0].home, ()).rounds
         first_own = next(round.number for round in rounds if me in round.contributors)
-        live = OLD_ROUNDS + 1  # the first round after a start is not a usual one
-        calm = [r.took_ms for r in rounds if live < r.number < seen.first_round]
-        busy = [r.took_ms for r in rounds if seen.first_round < r.number < first_own]
+        busy_rounds = range(seen.first_round, first_own)
+        busy = [rounds[number].took_ms for number in busy_rounds]
+        calm = [rounds[number - EVERY].took_ms for number in busy_rounds]
         contributing_s = _at_work_s(events, first_own) - seen.started_s
         slower = statistics.mean(busy) / statistics.mean(calm)
         numbers = {
@@ -240,6 +243,11 @@ class Watch:
             return False
         finally:
             disk.close()
+
+
+def _keep_to(pid: int, cores: set[int]) -> None:
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
 
 
 def _shared_out(cores: set[int]) -> tuple[set[int], set[int]]:
