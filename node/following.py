@@ -163,7 +163,7 @@ class Follower:
         """
         every = self._rules.snapshot_every
         is_late = naming_round(round, self._rules) < self._wishes.target[0]
-        return is_late and self._on_chain(round - every) is not None
+        return is_late and round > every and self._on_chain(round - every) is not None
 
     def _compare_roots(self, entry: Entry, members: int) -> None:
         """P1, byte for byte: is our snapshot the one that most have?"""
