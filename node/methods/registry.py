@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Annotated, assert_never
 from pydantic import Discriminator
 
 from node.methods.base import Method
+from node.methods.diloco_config import DilocoConfig
 from node.methods.sparseloco_config import SparseLocoConfig
 from node.methods.spsa_config import SpsaConfig
 
 if TYPE_CHECKING:
     from node.methods.parts.setup import Setup
 
-MethodConfig = Annotated[SpsaConfig | SparseLocoConfig, Discriminator("name")]
+MethodConfig = Annotated[SpsaConfig | SparseLocoConfig | DilocoConfig, Discriminator("name")]
 """The `[method]` table; `name` says which."""
 
 
@@ -26,5 +27,9 @@ def build_method(config: MethodConfig, setup: "Setup") -> Method:
             from node.methods.sparseloco import SparseLoco
 
             return SparseLoco(config, setup)
+        case DilocoConfig():
+            from node.methods.diloco import Diloco
+
+            return Diloco(config, setup)
         case _:
             assert_never(config)

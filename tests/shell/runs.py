@@ -53,6 +53,17 @@ optimizer = {{ name = "adamw", lr = 0.01 }}
 """
 
 
+DILOCO = """
+[method]
+name = "diloco"
+value_bits = 8
+
+[method.inner]
+steps = 2
+optimizer = {{ name = "adamw", lr = 0.01 }}
+"""
+
+
 def write_run(
     folder: Path,
     *,

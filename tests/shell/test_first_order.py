@@ -4,7 +4,7 @@ from pathlib import Path
 
 from node.local import FILE
 from node.swarm import Swarm
-from tests.shell.runs import SPARSELOCO, write_run
+from tests.shell.runs import DILOCO, SPARSELOCO, write_run
 from tests.shell.swarms import WAIT_S, agree, ask, ending, entries, grow, members_seen, reach, words
 
 
@@ -37,3 +37,16 @@ def test_a_swarm_of_sparseloco(tmp_path: Path) -> None:
         written = ask("export", str(out), "--home", str(founder.home))
         assert (out / "model.safetensors").exists(), written
         assert "local-state-unusable" not in (founder.home / "events.jsonl").read_text()
+
+
+def test_a_swarm_of_diloco(tmp_path: Path) -> None:
+    """P1: a newcomer takes over the weights and the momentum, which are more than the ledger."""
+    config = write_run(tmp_path, method=DILOCO)
+    with ending(Swarm(tmp_path / "swarm", config, ["--threads", "1"])) as swarm:
+        grow(swarm, 2)
+        reach(swarm, max(swarm.rounds().values()) + 12)
+        swarm.join()
+        assert swarm.wait(lambda: members_seen(swarm) == 3, WAIT_S), words(swarm)
+        reach(swarm, max(swarm.rounds().values()) + 3)
+        agree(swarm)
+        assert ask("status", "--home", str(swarm.peers[2].home))["method"] == "diloco"

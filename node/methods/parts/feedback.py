@@ -16,7 +16,8 @@ from torch import Tensor
 KEPT_ROUNDS = 256  # older contributions are neither listed nor given back any more
 _VALUES, _ROUND, _TAKEN = "feedback.values", "feedback.round", "feedback.taken"
 
-Sent = tuple[Tensor, Tensor]  # positions (n,) int64, and values (n,) float32
+# Positions (n,) int64, or all of them; and values (n,) float32.
+Sent = tuple[Tensor | slice, Tensor]
 
 
 class Feedback:

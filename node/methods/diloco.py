@@ -1,0 +1,65 @@
+"""DiLoCo: many steps at home, then everybody's moves at once, averaged, with momentum.
+
+*DiLoCo: Distributed Low-Communication Training of Language Models* (2023),
+https://arxiv.org/abs/2311.08105, and OpenDiLoCo. Peer r in a round, where H inner steps made
+theta_r of theta:
+
+    Delta_r = theta - theta_r
+
+and everyone's update, over the contributions that the round holds:
+
+    Delta = sum_r (w_r / sum w) Delta_r
+    m <- mu * m + Delta
+    theta <- theta - rate * (Delta + mu * m)
+
+The weights w are the tokens that moved theta_r, so peers of different speed count for what they
+did. The inner optimizer's state stays with its peer, and is never averaged. With Muon inside it is
+MuLoCo.
+
+Differences from the paper: Delta_r may be sent in 16, 8 or 4 bits; what rounding takes away, and
+what missed its round, waits on its peer and is added to the next Delta_r.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from node.methods.diloco_config import DilocoConfig
+from node.methods.parts.dense_codec import DenseUpdate, decode, encode
+from node.methods.parts.feedback import Sent
+from node.methods.parts.inner_outer import InnerOuter
+from node.methods.parts.outer_step import outer_step
+from node.methods.parts.setup import Setup
+
+_MOMENTUM = "outer.momentum"
+
+
+class Diloco(InnerOuter[DenseUpdate]):
+    def __init__(self, config: DilocoConfig, setup: Setup) -> None:
+        super().__init__(setup, config.inner, config.feedback_decay)
+        self.config = config
+        self._layout = config.layout(self._weights.sizes)
+        self._momentum = torch.zeros_like(self._weights.theta) if config.mu else None
+
+    def weigh(self, payload: bytes) -> int:
+        return self.config.weigh(payload)
+
+    def _encode(self) -> bytes:
+        return encode(self._layout, torch.split(self._feedback.values, self._weights.sizes))
+
+    def _decode(self, attachment: bytes) -> DenseUpdate:
+        return decode(self._layout, attachment)
+
+    def _sent(self, update: DenseUpdate) -> Sent:
+        return slice(None), torch.cat(list(update.values(self._weights.device)))
+
+    def _move(self, round: int, updates: Sequence[DenseUpdate], weights: Sequence[int]) -> None:
+        total = sum(weights)
+        shares = [Fraction(weight, total) for weight in weights]
+        rate, mu = self.config.learning_rate.rate(round), self.config.mu
+        outer_step(self._weights.theta, self._momentum, updates, shares, rate, mu)
+
+    def _outer_state(self) -> dict[str, Tensor]:
+        return {} if self._momentum is None else {_MOMENTUM: self._momentum}

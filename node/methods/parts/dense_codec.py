@@ -1,0 +1,195 @@
+"""Dense updates as bytes: every element of theta, in one of four widths.
+
+    version  1 byte   0x20 + bits of an element (32, 16, 8 or 4)
+    then for each tensor of the layout that has elements, in the model's order:
+    scales   bf16     of each block of 4096 elements, the last one shorter; only for 8 and 4 bits:
+                      0, or within SCALE_MIN..SCALE_MAX
+    values            32: float32. 16: bf16. 8: int8, which counts the block's scale, -127..127.
+                      4: bit 3 for a minus, bits 0..2 an exponent e: scale * 2**(e - 7), 0 for
+                      e = 0 (E3M0); two to a byte, the low half first, padded with zero bits
+
+Numbers are little-endian. Every value that is decoded is +0 or has a magnitude within MAGNITUDE_MIN
+and MAGNITUDE_MAX; there is one code for 0, and a block of scale 0 holds nothing else. Decoding is
+exact: an int8 times a bf16, and a power of two times one, are float32 numbers.
+
+Rounding is to the nearest: of 8 bits by the block's largest magnitude over 127, of 4 bits to the
+nearest power of two below the block's largest. What is rounded away waits on its sender.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from node.methods.parts.dense_layout import BLOCK, Bits, DenseLayout
+from node.methods.parts.sparsify import MAGNITUDE_MAX, MAGNITUDE_MIN
+
+Bytes = NDArray[np.uint8]
+
+VERSION: Final = 0x20
+SCALE_MAX: Final = 2.0**7  # 127 of it stay below MAGNITUDE_MAX
+SCALE_MIN: Final = 2.0**-43  # 2**-6 of it, in four bits, stays above MAGNITUDE_MIN
+_E3M0: Final = 7  # the largest exponent
+
+
+@dataclass(frozen=True, slots=True)
+class DenseUpdate:
+    """Bytes that were read once, and hold what they should."""
+
+    layout: DenseLayout
+    data: Bytes
+
+    def values(self, device: torch.device) -> Iterator[Tensor]:
+        """(size,) float32 of each tensor, as everybody decodes it."""
+        for scales, values, size in _parts(self.layout, self.data):
+            yield _decoded(scales, values, size, self.layout.bits).to(device)
+
+
+def encode(layout: DenseLayout, tensors: Sequence[Tensor]) -> bytes:
+    """`tensors`: float32, flat. What is too large to send is sent as the largest that may be.
+
+    Raises ValueError when one holds a NaN or an infinity.
+    """
+    assert tuple(tensor.numel() for tensor in tensors) == layout.sizes
+    parts = [bytes([VERSION + layout.bits])]
+    for tensor in tensors:
+        if not bool(tensor.isfinite().all()):
+            raise ValueError("there are values that are not finite: training has diverged")
+        parts += _coded(tensor.cpu(), layout.bits)
+    return b"".join(parts)
+
+
+def decode(layout: DenseLayout, data: bytes) -> DenseUpdate:
+    """Raises ValueError for what `encode` would not have written."""
+    if len(data) != layout.bytes:
+        raise ValueError(f"an update has {layout.bytes} bytes, not {len(data)}")
+    if data[0] != VERSION + layout.bits:
+        raise ValueError(f"an update of version {data[0]} is unknown here")
+    raw = np.frombuffer(data, np.uint8)
+    for scales, values, size in _parts(layout, raw):
+        _check(scales, values, size, layout.bits)
+    return DenseUpdate(layout, raw)
+
+
+def _parts(layout: DenseLayout, data: Bytes) -> Iterator[tuple[Bytes, Bytes, int]]:
+    at = 1
+    for size in layout.sizes:
+        of_scales, of_values = layout.lengths(size)
+        end = at + of_scales + of_values
+        yield data[at : at + of_scales], data[at + of_scales : end], size
+        at = end
+
+
+# One tensor
+
+
+def _coded(values: Tensor, bits: Bits) -> list[bytes]:
+    if bits >= 16:
+        kept = values.clamp(-MAGNITUDE_MAX, MAGNITUDE_MAX)
+        kept = kept.masked_fill(kept.abs() < MAGNITUDE_MIN, 0.0)
+        if bits == 32:
+            return [_bytes(kept)]
+        # Rounding up from below the limit reaches it, which bf16 holds.
+        return [_bytes(kept.to(torch.bfloat16))]
+    blocks = _in_blocks(values)
+    most = blocks.abs().amax(1)
+    scales = _scales(most / 127 if bits == 8 else most)
+    shares = blocks / torch.where(scales > 0, scales, 1.0)[:, None]
+    shares.masked_fill_(scales[:, None] == 0, 0.0)
+    codes = _int8(shares) if bits == 8 else _e3m0(shares)
+    codes = codes.reshape(-1)[: values.numel()]
+    packed = codes if bits == 8 else _in_pairs(codes)
+    return [_bytes(scales.to(torch.bfloat16)), _bytes(packed)]
+
+
+def _scales(wanted: Tensor) -> Tensor:
+    """As bf16 holds them; so small that nobody would feel it: 0."""
+    rounded = wanted.clamp(max=SCALE_MAX).to(torch.bfloat16).float()
+    return rounded.masked_fill(rounded < SCALE_MIN, 0.0)
+
+
+def _int8(shares: Tensor) -> Tensor:
+    return shares.round().clamp(-127, 127).to(torch.int8)
+
+
+def _e3m0(shares: Tensor) -> Tensor:
+    """The nearest of 0 and 2**-6 .. 2**0, by magnitude."""
+    magnitude = shares.abs()
+    codes = torch.zeros_like(magnitude, dtype=torch.uint8)
+    for exponent in range(1, _E3M0 + 1):
+        above = 2.0 ** (exponent - _E3M0)
+        border = above / 2 if exponent == 1 else above * 0.75  # half way from the one below
+        codes += (magnitude >= border).to(torch.uint8)
+    return codes + 8 * ((shares < 0) & (codes > 0)).to(torch.uint8)
+
+
+def _in_pairs(codes: Tensor) -> Tensor:
+    if codes.numel() % 2:
+        codes = torch.cat([codes, codes.new_zeros(1)])
+    return codes[0::2] | codes[1::2] << 4
+
+
+def _in_blocks(values: Tensor) -> Tensor:
+    count = -(-values.numel() // BLOCK)
+    padded = values.new_zeros(count * BLOCK)
+    padded[: values.numel()] = values
+    return padded.view(count, BLOCK)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _decoded(scales: Bytes, values: Bytes, size: int, bits: Bits) -> Tensor:
+    if bits == 32:
+        return torch.from_numpy(values.copy().view(np.float32))
+    if bits == 16:
+        return _from_bf16(values)
+    factors = _from_bf16(scales)
+    shares = torch.from_numpy(values.view(np.int8).astype(np.float32))
+    if bits == 4:
+        shares = torch.from_numpy(_E3M0_VALUES[_nibbles(values, size)])
+    return (_in_blocks(shares) * factors[:, None]).reshape(-1)[:size]
+
+
+def _from_bf16(data: Bytes) -> Tensor:
+    return torch.from_numpy(data.copy().view(np.int16)).view(torch.bfloat16).float()
+
+
+_E3M0_VALUES: Final = np.array(
+    [sign * (2.0 ** (e - _E3M0) if e else 0.0) for sign in (1, -1) for e in range(8)], np.float32
+)
+
+
+def _nibbles(values: Bytes, size: int) -> Bytes:
+    return np.stack([values & 15, values >> 4], 1).reshape(-1)[:size]
+
+
+def _check(scales: Bytes, values: Bytes, size: int, bits: Bits) -> None:
+    if bits >= 16:
+        _check_floats(_decoded(scales, values, size, bits), MAGNITUDE_MIN, MAGNITUDE_MAX, "value")
+        return
+    factors = _from_bf16(scales)
+    if bool((factors < 0).any()):
+        raise ValueError("a scale is negative")
+    _check_floats(factors, SCALE_MIN, SCALE_MAX, "scale")
+    codes = values.view(np.int8) if bits == 8 else _nibbles(values, size)
+    if bool((codes == (-128 if bits == 8 else 8)).any()):
+        raise ValueError("a code stands for nothing")
+    if bits == 4 and size % 2 and values[-1] >> 4:
+        raise ValueError("bits behind the last value")
+    empty = np.repeat(factors.numpy() == 0, BLOCK)[:size]
+    if bool((codes[empty] != 0).any()):
+        raise ValueError("a block of scale 0 holds something")
+
+
+def _check_floats(values: Tensor, least: float, most: float, what: str) -> None:
+    magnitude = values.abs()
+    is_zero = (values == 0) & ~values.signbit()
+    # Also false for a NaN.
+    if not bool((is_zero | ((magnitude >= least) & (magnitude <= most))).all()):
+        raise ValueError(f"a {what} is not +0, nor within {least:g}..{most:g}")

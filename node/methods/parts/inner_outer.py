@@ -1,0 +1,155 @@
+"""What all methods share in which each peer takes inner steps of its own, and then all move alike.
+
+A round's difference, theta before it minus the parameters after it, is added to what waits on this
+peer; a method codes what of it is worth sending, and what the round then holds is taken off. How
+the weights move by what all sent is the method's to say.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from node.methods.base import Contribution, RoundContext, WorkResult
+from node.methods.parts.feed import Feed
+from node.methods.parts.feedback import Feedback, Sent
+from node.methods.parts.header import Header, decode_header
+from node.methods.parts.setup import Setup
+from node.methods.parts.shared import SharedWeights
+from node.methods.parts.token_weights import token_weights
+from node.training.inner_config import InnerConfig
+
+U = TypeVar("U")  # an update, decoded and checked
+
+
+class InnerOuter(ABC, Generic[U]):
+    def __init__(self, setup: Setup, inner: InnerConfig, feedback_decay: float) -> None:
+        self._inner, self._feedback_decay = inner, feedback_decay
+        self._kernels = setup.kernels
+        self._weights = SharedWeights(setup.model, setup.kernels)
+        self._size = self._weights.theta.numel()
+        self._feedback = Feedback(self._size, self._weights.device, self._sent_in)
+        self._feed = Feed(setup.data)
+        self._trainer = setup.inner(inner)
+        self._checked: dict[bytes, U] = {}  # for the round that is being merged
+
+    # What a method says
+
+    @abstractmethod
+    def _encode(self) -> bytes:
+        """What is worth sending of `self._feedback.values`."""
+
+    @abstractmethod
+    def _decode(self, attachment: bytes) -> U:
+        """Raises ValueError for what no honest peer sends."""
+
+    @abstractmethod
+    def _sent(self, update: U) -> Sent:
+        """What an update takes off from what waits on its sender."""
+
+    @abstractmethod
+    def _move(self, round: int, updates: Sequence[U], weights: Sequence[int]) -> None:
+        """All hold these updates, in this order; each counts in proportion to its weight, at
+        least 1.
+        """
+
+    def _outer_state(self) -> dict[str, Tensor]:
+        """Replicated, beside the weights: float32 (size,), at most one, live."""
+        return {}
+
+    # Local work
+
+    def work(self, round: RoundContext) -> WorkResult:
+        """The model shows theta before and after."""
+        report = self._trainer.work(round.round, self._feed.slots(round), round.expired)
+        self._feed.used(report.batches)
+        self._feedback.add(round.round, self._feedback_decay, self._weights.add_difference)
+        self._weights.show()
+        return WorkResult(Header.of(report).encode(), report.loss, self._encode())
+
+    def give_back(self, round: int, payload: bytes, attachment: bytes = b"") -> None:
+        """What we offered to `round` is not in it, or no longer: it still waits, or does again."""
+        self._feedback.returned(round, attachment)
+
+    def settled(self, round: int, payload: bytes, attachment: bytes = b"") -> None:
+        if attachment:  # else it is gone, as old ones are
+            self._feedback.committed(round, attachment)
+
+    def _sent_in(self, attachment: bytes) -> Sent:
+        return self._sent(self._update(attachment))
+
+    # The replicated update
+
+    def check(self, payload: bytes, attachment: bytes) -> None:
+        self._update(attachment)
+
+    def _update(self, attachment: bytes) -> U:
+        """What was checked for a round is not checked again when it is merged."""
+        known = self._checked.get(attachment)
+        if known is None:
+            known = self._checked[attachment] = self._decode(attachment)
+        return known
+
+    def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
+        for own in contributions:
+            if own.peer == round.peer:
+                self.settled(round.round, own.payload, own.attachment)
+        headers = [decode_header(c.payload, self._inner)[0] for c in contributions]
+        weights = token_weights([header.tokens for header in headers])
+        moved = [
+            (contribution.attachment, weight)
+            for contribution, weight in zip(contributions, weights, strict=True)
+            if weight
+        ]
+        updates = [self._update(attachment) for attachment, _ in moved]
+        self._move(round.round, updates, [weight for _, weight in moved])
+        self._feed.merge(
+            round,
+            {c.peer: header.batches for c, header in zip(contributions, headers, strict=True)},
+        )
+        self._weights.show()
+        self._checked.clear()
+
+    # State
+
+    def replicated_state(self) -> dict[str, Tensor]:
+        return {
+            **self._weights.state(),
+            **self._outer_state(),
+            **self._feed.replicated_state(),
+        }
+
+    def load_replicated_state(self, state: Mapping[str, Tensor]) -> None:
+        """Raises ValueError, and leaves everything as it was, when the state is not one of ours."""
+        queue, outer = Feed.queue_in(state), self._outer_state()
+        for name, tensor in outer.items():
+            new = state[name]
+            if new.shape != tensor.shape or new.dtype != tensor.dtype:
+                raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}")
+        self._weights.load(state)
+        for name, tensor in outer.items():
+            tensor.copy_(state[name])
+        self._feed.queue = queue
+
+    def state_digest(self, key: int = 0) -> int:
+        slots = [tensor.flatten() for tensor in self._feed.replicated_state().values()]
+        integers = torch.cat(slots).to(self._weights.device)
+        total = self._weights.digest(key)
+        for tensor in self._outer_state().values():
+            total += self._kernels.digest(tensor, self._size, key)
+        # Words of 64-bit numbers are counted in pairs: these lie behind both float vectors.
+        return (total + self._kernels.digest(integers, self._size, key)) % 2**64
+
+    def local_state(self) -> dict[str, Tensor]:
+        mine = self._feedback.state() | self._feed.local_state()
+        return mine | self._trainer.local_state()
+
+    def load_local_state(self, state: Mapping[str, Tensor]) -> None:
+        """Raises ValueError for what is not ours. An optimizer that was changed since starts anew;
+        what waits stays.
+        """
+        self._feedback.load(state)
+        self._feed.load_local_state(state)
+        self._trainer.load_local_state(state)

@@ -1,0 +1,33 @@
+"""Looking at methods of inner steps from outside and from within."""
+
+import torch
+from torch import Tensor
+
+from node.methods.base import Contribution, RoundContext
+from node.methods.diloco import Diloco
+from node.methods.sparseloco import SparseLoco
+
+Method = SparseLoco | Diloco
+
+
+def contribution(method: Method, context: RoundContext) -> Contribution:
+    done = method.work(context)
+    assert len(done.attachment) <= method.config.attachment_bytes_max(method._weights.sizes)
+    method.check(done.payload, done.attachment)
+    return Contribution(context.peer, done.payload, done.attachment)
+
+
+def waiting(method: Method) -> Tensor:
+    return method._feedback.values.clone()
+
+
+def theta(method: Method) -> Tensor:
+    return method._weights.theta.clone()
+
+
+def sent(method: Method, one: Contribution) -> Tensor:
+    """Dense, as everybody decodes it."""
+    positions, values = method._sent_in(one.attachment)
+    dense = torch.zeros(method._size)
+    dense[positions] = values
+    return dense

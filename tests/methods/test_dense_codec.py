@@ -1,0 +1,132 @@
+"""Dense updates as bytes: laid out as published, decoded to what was coded, strictly."""
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.methods.parts.dense_codec import SCALE_MIN, VERSION, decode, encode
+from node.methods.parts.dense_layout import BLOCK, Bits, DenseLayout
+from node.methods.parts.sparsify import MAGNITUDE_MAX, MAGNITUDE_MIN
+
+BITS: tuple[Bits, ...] = (32, 16, 8, 4)
+CPU = torch.device("cpu")
+# How far from the largest of its block a decoded value may be from its own, as a share of it.
+ERROR: dict[Bits, float] = {32: 0.0, 16: 2.0**-8, 8: 0.5 / 127 + 2.0**-8, 4: 0.25 + 2.0**-8}
+
+
+def coded(bits: Bits, *tensors: torch.Tensor) -> tuple[DenseLayout, bytes]:
+    layout = DenseLayout(tuple(tensor.numel() for tensor in tensors), bits)
+    return layout, encode(layout, tensors)
+
+
+def read(layout: DenseLayout, data: bytes) -> list[torch.Tensor]:
+    return list(decode(layout, data).values(CPU))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("sizes", [(1,), (5, 0, 7), (BLOCK,), (BLOCK + 1, 3), (50_257,)])
+def test_what_is_decoded_is_what_was_coded_to_rounding(bits: Bits, sizes: tuple[int, ...]) -> None:
+    drawn = torch.Generator().manual_seed(7)
+    tensors = [torch.randn(size, generator=drawn) for size in sizes]
+    layout, data = coded(bits, *tensors)
+    assert len(data) == layout.bytes
+    for tensor, found in zip(tensors, read(layout, data), strict=True):
+        most = max(tensor.abs().max().item() if len(tensor) else 0.0, 1e-9)
+        assert found.shape == tensor.shape
+        assert ((found - tensor).abs() <= ERROR[bits] * most).all()
+    again = encode(layout, read(layout, data))
+    if bits != 8:  # whose largest value may have been rounded down a little
+        assert again == data, "what was decoded is coded as the same bytes"
+
+
+def test_the_layout_is_as_published() -> None:
+    values = torch.tensor([1.0, -0.5, 0.25, 0.0, 0.01])
+    assert coded(32, values)[1] == bytes([0x40]) + values.numpy().tobytes()
+    assert coded(16, values[:2])[1] == bytes([0x30]) + struct.pack("<HH", 0x3F80, 0xBF00)
+    scale = struct.pack("<H", 0x3F80)
+    # 1, -2**-1, 2**-2, 0, and 0.01 lies nearer to 2**-6 than to 0
+    assert coded(4, values)[1] == bytes([0x24]) + scale + bytes([0xE7, 0x05, 0x01])
+    one = torch.tensor([127.0, -127.0, 1.0])
+    assert coded(8, one)[1] == bytes([0x28]) + scale + struct.pack("<bbb", 127, -127, 1)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_too_large_and_too_small(bits: Bits) -> None:
+    layout, data = coded(bits, torch.tensor([1e9, -1e9]))
+    high, low = read(layout, data)[0].tolist()
+    assert 64 <= high <= MAGNITUDE_MAX
+    assert low == -high
+    layout, data = coded(bits, torch.tensor([MAGNITUDE_MIN / 4, -0.0]))
+    assert read(layout, data)[0].tolist() == [0.0, 0.0]
+    assert not read(layout, data)[0].signbit().any()
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_run_that_diverged_sends_nothing(bits: Bits, bad: float) -> None:
+    with pytest.raises(ValueError, match="diverged"):
+        coded(bits, torch.tensor([0.0, bad]))
+
+
+def _with(data: bytes, at: int, new: bytes) -> bytes:
+    return data[:at] + new + data[at + len(new) :]
+
+
+_FLOAT = struct.Struct("<f")
+
+
+@pytest.mark.parametrize(
+    ("bits", "at", "new"),
+    [
+        *((bits, 0, bytes([VERSION])) for bits in BITS),
+        *(
+            (32, 1, _FLOAT.pack(value))
+            for value in (float("nan"), float("inf"), 2 * MAGNITUDE_MAX, MAGNITUDE_MIN / 2, -0.0)
+        ),
+        (16, 1, struct.pack("<H", 0x7F80)),
+        (16, 1, struct.pack("<H", 0x8000)),
+        (8, 1, struct.pack("<H", 0xBF80)),
+        (8, 1, struct.pack("<H", 0x7FC0)),
+        (8, 1, struct.pack("<H", 0x4400)),
+        (8, 1, struct.pack("<H", 0x0001)),
+        (8, 1, struct.pack("<H", 0)),
+        (8, 3, b"\x80"),
+        (4, 1, struct.pack("<H", 0x4400)),
+        (4, 1, struct.pack("<H", 0)),
+        (4, 3, b"\x87"),
+        (4, 5, b"\x11"),
+    ],
+)
+def test_what_no_honest_peer_sends_is_refused(bits: Bits, at: int, new: bytes) -> None:
+    """P6"""
+    layout, data = coded(bits, torch.tensor([1.0, -0.5, 0.25, 0.5, 1.0]))
+    assert _with(data, at, new) != data
+    with pytest.raises(ValueError, match=r"."):
+        decode(layout, _with(data, at, new))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_any_other_length_is_refused(bits: Bits) -> None:
+    layout, data = coded(bits, torch.ones(5), torch.ones(9))
+    for other in (b"", data[:-1], data + b"\0"):
+        with pytest.raises(ValueError, match="bytes"):
+            decode(layout, other)
+
+
+@given(st.sampled_from(BITS), st.binary(min_size=19, max_size=19))
+def test_bytes_are_refused_or_bounded(bits: Bits, noise: bytes) -> None:
+    layout = DenseLayout((4, 3), bits)
+    data = bytes([VERSION + bits]) + (noise * 2)[: layout.bytes - 1]
+    try:
+        found = torch.cat(read(layout, data))
+    except ValueError:
+        return
+    magnitudes = found.abs().numpy()
+    assert np.isfinite(magnitudes).all()
+    assert (magnitudes <= MAGNITUDE_MAX).all()
+    assert (magnitudes[magnitudes > 0] >= min(MAGNITUDE_MIN, SCALE_MIN * 2.0**-6)).all()
+    assert not found[found == 0].signbit().any()
