@@ -38,13 +38,10 @@ _MOMENTUM = "outer.momentum"
 
 class Diloco(InnerOuter[DenseUpdate]):
     def __init__(self, config: DilocoConfig, setup: Setup) -> None:
-        super().__init__(setup, config.inner, config.feedback_decay)
+        super().__init__(setup, config, config.feedback_decay)
         self.config = config
         self._layout = config.layout(self._weights.sizes)
         self._momentum = torch.zeros_like(self._weights.theta) if config.mu else None
-
-    def weigh(self, payload: bytes) -> int:
-        return self.config.weigh(payload)
 
     def _encode(self) -> bytes:
         return encode(self._layout, torch.split(self._feedback.values, self._weights.sizes))

@@ -2,25 +2,21 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from node.methods.parts.dense_layout import Bits, DenseLayout
-from node.methods.parts.header import decode_header
+from node.methods.parts.inner_outer_config import InnerOuterConfig
 from node.methods.parts.schedule import Decimal, Schedule
-from node.training.inner_config import InnerConfig
 
 _MOMENTUM_MIN = Fraction(1, 1000)  # smaller ones do nothing that could be seen
 
 
-class DilocoConfig(BaseModel):
+class DilocoConfig(InnerOuterConfig):
     """Part of the manifest. With `inner.optimizer.name = "muon"` it is MuLoCo."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: Literal["diloco"]
-    inner: InnerConfig = InnerConfig()
     learning_rate: Schedule = Schedule(peak="0.7")
     """Of the outer step."""
     momentum: Decimal = "0.9"
@@ -48,17 +44,5 @@ class DilocoConfig(BaseModel):
     ) -> DenseLayout:
         return DenseLayout(tuple(sizes), self.value_bits)
 
-    unit_of_work: ClassVar[str] = "batches"
-
-    def weigh(self, payload: bytes) -> int:
-        header, rest = decode_header(payload, self.inner)
-        if rest:
-            raise ValueError("bytes behind the header")
-        return header.batches
-
     def attachment_bytes_max(self, sizes: Sequence[int]) -> int:
         return self.layout(sizes).bytes
-
-    @property
-    def ledger_bytes(self) -> None:
-        return None

@@ -40,12 +40,9 @@ from node.methods.sparseloco_config import SparseLocoConfig
 
 class SparseLoco(InnerOuter[SparseUpdate]):
     def __init__(self, config: SparseLocoConfig, setup: Setup) -> None:
-        super().__init__(setup, config.inner, config.feedback_decay)
+        super().__init__(setup, config, config.feedback_decay)
         self.config = config
         self._layout = config.layout(self._weights.sizes)
-
-    def weigh(self, payload: bytes) -> int:
-        return self.config.weigh(payload)
 
     def _encode(self) -> bytes:
         parts = zip(

@@ -3,23 +3,19 @@ judging entries take neither a model nor compiled loops.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from node.methods.parts.chunks import CHUNK, CHUNK_MAX, KEPT, Layout
-from node.methods.parts.header import decode_header
+from node.methods.parts.inner_outer_config import InnerOuterConfig
 from node.methods.parts.schedule import Schedule
-from node.training.inner_config import InnerConfig
 
 
-class SparseLocoConfig(BaseModel):
+class SparseLocoConfig(InnerOuterConfig):
     """Part of the manifest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: Literal["sparseloco"]
-    inner: InnerConfig = InnerConfig()
     learning_rate: Schedule = Schedule(peak="1")
     """Of the update; 1 moves to the peers' average, as far as it was sent."""
     feedback_decay: Annotated[float, Field(ge=0, le=1)] = 0.95
@@ -45,17 +41,5 @@ class SparseLocoConfig(BaseModel):
     ) -> Layout:
         return Layout.of(sizes, self.chunk, self.kept, self.value_bits)
 
-    unit_of_work: ClassVar[str] = "batches"
-
-    def weigh(self, payload: bytes) -> int:
-        header, rest = decode_header(payload, self.inner)
-        if rest:
-            raise ValueError("bytes behind the header")
-        return header.batches
-
     def attachment_bytes_max(self, sizes: Sequence[int]) -> int:
         return self.layout(sizes).bytes_max
-
-    @property
-    def ledger_bytes(self) -> None:
-        return None

@@ -16,23 +16,23 @@ from node.methods.base import Contribution, RoundContext, WorkResult
 from node.methods.parts.feed import Feed
 from node.methods.parts.feedback import Feedback, Sent
 from node.methods.parts.header import Header, decode_header
+from node.methods.parts.inner_outer_config import InnerOuterConfig
 from node.methods.parts.setup import Setup
 from node.methods.parts.shared import SharedWeights
 from node.methods.parts.token_weights import token_weights
-from node.training.inner_config import InnerConfig
 
 U = TypeVar("U")  # an update, decoded and checked
 
 
 class InnerOuter(ABC, Generic[U]):
-    def __init__(self, setup: Setup, inner: InnerConfig, feedback_decay: float) -> None:
-        self._inner, self._feedback_decay = inner, feedback_decay
+    def __init__(self, setup: Setup, config: InnerOuterConfig, feedback_decay: float) -> None:
+        self._settings, self._feedback_decay = config, feedback_decay
         self._kernels = setup.kernels
         self._weights = SharedWeights(setup.model, setup.kernels)
         self._size = self._weights.theta.numel()
         self._feedback = Feedback(self._size, self._weights.device, self._sent_in)
         self._feed = Feed(setup.data)
-        self._trainer = setup.inner(inner)
+        self._trainer = setup.inner(config.inner)
         self._checked: dict[bytes, U] = {}  # for the round that is being merged
 
     # What a method says
@@ -82,6 +82,9 @@ class InnerOuter(ABC, Generic[U]):
 
     # The replicated update
 
+    def weigh(self, payload: bytes) -> int:
+        return self._settings.weigh(payload)
+
     def check(self, payload: bytes, attachment: bytes) -> None:
         self._update(attachment)
 
@@ -96,7 +99,7 @@ class InnerOuter(ABC, Generic[U]):
         for own in contributions:
             if own.peer == round.peer:
                 self.settled(round.round, own.payload, own.attachment)
-        headers = [decode_header(c.payload, self._inner)[0] for c in contributions]
+        headers = [decode_header(c.payload, self._settings.inner)[0] for c in contributions]
         weights = token_weights([header.tokens for header in headers])
         moved = [
             (contribution.attachment, weight)

@@ -1,0 +1,26 @@
+"""What the settings of all methods of inner steps share."""
+
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from node.methods.parts.header import decode_header
+from node.training.inner_config import InnerConfig
+
+
+class InnerOuterConfig(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inner: InnerConfig = InnerConfig()
+
+    unit_of_work: ClassVar[str] = "batches"
+
+    def weigh(self, payload: bytes) -> int:
+        header, rest = decode_header(payload, self.inner)
+        if rest:
+            raise ValueError("bytes behind the header")
+        return header.batches
+
+    @property
+    def ledger_bytes(self) -> None:
+        return None
