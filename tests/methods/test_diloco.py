@@ -1,5 +1,6 @@
 """DiLoCo against what it should be: PyTorch's own optimizers, in the limits where they meet."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -10,6 +11,8 @@ from torch import Tensor
 from node.methods.base import Contribution
 from node.methods.diloco import Diloco
 from node.methods.diloco_config import DilocoConfig
+from node.methods.parts.dense_codec import decode, encode
+from node.methods.parts.header import decode_header
 from node.methods.parts.outer_step import TINY, outer_step
 from node.methods.parts.setup import Setup
 from tests.methods.conftest import MakeRound, MakeSetup, peer
@@ -82,6 +85,39 @@ def test_the_outer_step_is_pytorch_s_nesterov(
         torch.testing.assert_close(theta(methods[0]), at.detach(), rtol=1e-6, atol=1e-6)
 
 
+def test_contributions_count_by_their_tokens(make_setup: MakeSetup, make_round: MakeRound) -> None:
+    """One said that it saw three times as many as the other."""
+    config = configured(1, SGD, **MOVES)
+    methods = [Diloco(config, make_setup()) for _ in range(2)]
+    made = [contribution(m, make_round(0, i, 2)) for i, m in enumerate(methods)]
+    header = decode_header(made[1].payload, config.inner)[0]
+    payload = replace(header, tokens=3 * header.tokens).encode()
+    made[1] = Contribution(peer(1), payload, made[1].attachment)
+    wanted = theta(methods[0])
+    wanted -= (sent(methods[0], made[0]) + 3 * sent(methods[0], made[1])) / 4
+    methods[0].merge(make_round(0, 0, 2), made)
+    torch.testing.assert_close(theta(methods[0]), wanted, rtol=0, atol=1e-7)
+
+
+def test_the_momentum_is_part_of_what_all_hold(
+    make_setup: MakeSetup, make_round: MakeRound
+) -> None:
+    """P1: a flipped bit in it is found, and a snapshot without one of its shape is refused."""
+    me = Diloco(configured(2, SGD), make_setup())
+    me.merge(make_round(0, 0, 1), [contribution(me, make_round(0, 0, 1))])
+    before = me.state_digest(5)
+    momentum = me.replicated_state()["outer.momentum"]
+    assert momentum.any()
+    state = {name: tensor.clone() for name, tensor in me.replicated_state().items()}
+    with pytest.raises(ValueError, match=r"outer\.momentum"):
+        me.load_replicated_state({**state, "outer.momentum": momentum[:1].clone()})
+    assert me.state_digest(5) == before
+    momentum[7] += 1
+    assert me.state_digest(5) != before
+    me.load_replicated_state(state)
+    assert me.state_digest(5) == before
+
+
 def test_muon_inside_is_muloco(make_setup: MakeSetup, make_round: MakeRound) -> None:
     config = configured(4, {"name": "muon", "lr": 0.02}, value_bits=4, feedback_decay=0.9)
     me = Diloco(config, make_setup())
@@ -100,8 +136,6 @@ def test_what_would_be_subnormal_is_nothing() -> None:
     config = configured(1, SGD, momentum="0.5")
     layout = config.layout([3])
     theta, momentum = torch.zeros(3), torch.tensor([3 * TINY, 2.0**-126, 2.0**-140])
-    from node.methods.parts.dense_codec import decode, encode
-
     nothing = decode(layout, encode(layout, [torch.zeros(3)]))
     outer_step(theta, momentum, [nothing], [Fraction(1)], Fraction(1), Fraction(1, 2))
     assert momentum.tolist() == [1.5 * TINY, 0.0, 0.0]

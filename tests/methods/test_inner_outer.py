@@ -126,6 +126,7 @@ def test_what_was_sent_waits_until_it_is_committed(
     me.give_back(0, one.payload, one.attachment)
     assert torch.equal(waiting(me), before), "it was never taken off"
     me.merge(make_round(0, 0), [one])
+    assert not me._checked, "nothing decoded is kept for long"
     torch.testing.assert_close(waiting(me), before - sent(me, one), rtol=0, atol=0)
     me.settled(0, one.payload, one.attachment)
     torch.testing.assert_close(waiting(me), before - sent(me, one), rtol=0, atol=0)
