@@ -125,6 +125,8 @@ class Mending:
         self._core.out.append(Patch(message.round, message.parent, message.chunks))
 
     def patched(self, event: Patched) -> None:
+        if self._is_patched and not event.tensors:
+            return  # the same damage was seen in two rounds, and looked into twice
         self._is_patched = True
         self._core.note(
             "error",

@@ -83,6 +83,9 @@ def test_what_differs_is_put_in_place() -> None:
     replica.effects = replica.peer.handle(event, Millis(replica.now))
     (note,) = replica.of(Note)
     assert (note.level, note.event, note.fields["tensors"]) == ("error", "repaired", "weights.head")
+    again = Patched(asked.round, asked.parent, (), 0)
+    replica.effects = replica.peer.handle(again, Millis(replica.now))
+    assert not replica.of(Note), "another answer had nothing left to mend"
     replica.applied(7)
     replica.close()
     replica.applied(7)
