@@ -161,9 +161,10 @@ class Follower:
         """Who replays what others closed long ago takes every other one. They have it, and named
         it, and writing it would take time from catching up.
         """
-        every = self._rules.snapshot_every
-        is_late = naming_round(round, self._rules) < self._wishes.target[0]
-        return is_late and round > every and self._on_chain(round - every) is not None
+        if naming_round(round, self._rules) >= self._wishes.target[0]:
+            return False
+        before = round - self._rules.snapshot_every
+        return before in (at for at, _ in on_chain(self._disk, self._snapshots))
 
     def _compare_roots(self, entry: Entry, members: int) -> None:
         """P1, byte for byte: is our snapshot the one that most have?"""
