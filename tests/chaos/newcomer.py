@@ -277,8 +277,8 @@ def _steps(events: list[dict[str, object]], started_s: float) -> dict[str, float
     return {name: times[name] for name in names if name in times}
 
 
-def _roomy(need: int) -> Path | None:
-    """Memory, if half of what is free is enough; None: a disk."""
+def _memory_for(need: int) -> Path | None:
+    """A folder in memory, if half of what is free is enough; None: a disk will have to do."""
     free = min(psutil.virtual_memory().available, shutil.disk_usage(_MEMORY).free)
     return _MEMORY if need <= free // 2 else None
 
@@ -313,9 +313,9 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="leave the homes in this folder")
     options = parser.parse_args()
     with ExitStack() as stack:
-        roomy = _roomy(options.mb * (options.donors + 1) * _FILES * 1_000_000)
+        memory = _memory_for(options.mb * (options.donors + 1) * _FILES * 1_000_000)
         folder = options.keep or Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="newcomer-", dir=roomy))
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="newcomer-", dir=memory))
         )
         folder.mkdir(parents=True, exist_ok=True)
         network = stack.enter_context(
@@ -323,7 +323,8 @@ def main() -> None:
         )
         trial = Trial(options, folder, network)
         stack.enter_context(trial.crew)
-        facts = {**trial.run(), "homes": "memory" if roomy and not options.keep else "disk"}
+        in_memory = folder.resolve().is_relative_to(_MEMORY)
+        facts = {**trial.run(), "homes": "memory" if in_memory else "disk"}
     conclude(facts)
 
 
