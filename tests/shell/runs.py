@@ -42,26 +42,14 @@ learning_rate = {{ peak = "0.001" }}
 probes = {probes}
 """
 
-SPARSELOCO = """
-[method]
-name = "sparseloco"
-chunk = 256
-
+_INNER = """
 [method.inner]
 steps = 2
 optimizer = {{ name = "adamw", lr = 0.01 }}
 """
 
-
-DILOCO = """
-[method]
-name = "diloco"
-value_bits = 8
-
-[method.inner]
-steps = 2
-optimizer = {{ name = "adamw", lr = 0.01 }}
-"""
+SPARSELOCO = '[method]\nname = "sparseloco"\nchunk = 256\n' + _INNER
+DILOCO = '[method]\nname = "diloco"\nvalue_bits = 8\n' + _INNER
 
 
 def write_run(
