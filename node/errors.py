@@ -41,6 +41,16 @@ class IdentityError(UserError):
     exit_code = 3
 
 
+class DivergedError(UserError):
+    """Training made numbers that are not finite."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where} holds values that are not finite: training has diverged",
+            "lower the learning rate in [method.inner], or set clip_norm, and found the run anew",
+        )
+
+
 def optional(package: str, extra: str) -> ModuleType:
     """Import an optional package, or say which extra brings it."""
     try:

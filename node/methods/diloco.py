@@ -36,10 +36,9 @@ from node.methods.parts.setup import Setup
 _MOMENTUM = "outer.momentum"
 
 
-class Diloco(InnerOuter[DenseUpdate]):
+class Diloco(InnerOuter[DilocoConfig, DenseUpdate]):
     def __init__(self, config: DilocoConfig, setup: Setup) -> None:
-        super().__init__(setup, config, config.feedback_decay)
-        self.config = config
+        super().__init__(config, setup)
         self._layout = config.layout(self._weights.sizes)
         self._momentum = torch.zeros_like(self._weights.theta) if config.mu else None
 

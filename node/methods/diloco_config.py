@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from node.methods.parts.dense_layout import Bits, DenseLayout
 from node.methods.parts.inner_outer_config import InnerOuterConfig
@@ -25,8 +25,6 @@ class DilocoConfig(InnerOuterConfig):
     """Of each element that is sent: 32 and 16 are floats, 8 an integer and 4 a power of two, both
     with a scale for each 4096 of them.
     """
-    feedback_decay: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """What is left, a round later, of what rounding to `value_bits` took away."""
 
     @model_validator(mode="after")
     def _momentum_is_one(self) -> Self:

@@ -38,10 +38,9 @@ from node.methods.parts.token_weights import shares
 from node.methods.sparseloco_config import SparseLocoConfig
 
 
-class SparseLoco(InnerOuter[SparseUpdate]):
+class SparseLoco(InnerOuter[SparseLocoConfig, SparseUpdate]):
     def __init__(self, config: SparseLocoConfig, setup: Setup) -> None:
-        super().__init__(setup, config, config.feedback_decay)
-        self.config = config
+        super().__init__(config, setup)
         self._layout = config.layout(self._weights.sizes)
 
     def _encode(self) -> bytes:

@@ -19,7 +19,7 @@ class SparseLocoConfig(InnerOuterConfig):
     learning_rate: Schedule = Schedule(peak="1")
     """Of the update; 1 moves to the peers' average, as far as it was sent."""
     feedback_decay: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """What is left of the feedback after a round. Below 1 it forgets what was never sent."""
+    """As the paper has it: what was never sent is forgotten in the end."""
     chunk: Annotated[int, Field(ge=1, le=CHUNK_MAX)] = CHUNK
     kept: Annotated[int, Field(ge=1, le=CHUNK_MAX)] = KEPT
     """Values sent of each chunk. The more inner steps, the more of them are worth sending."""

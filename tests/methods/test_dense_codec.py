@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.errors import DivergedError
 from node.methods.parts.dense_codec import SCALE_MIN, VERSION, decode, encode
 from node.methods.parts.dense_layout import BLOCK, Bits, DenseLayout
 from node.methods.parts.sparsify import MAGNITUDE_MAX, MAGNITUDE_MIN
@@ -68,7 +69,7 @@ def test_too_large_and_too_small(bits: Bits) -> None:
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_run_that_diverged_sends_nothing(bits: Bits, bad: float) -> None:
-    with pytest.raises(ValueError, match="diverged"):
+    with pytest.raises(DivergedError, match="tensor 0"):
         coded(bits, torch.tensor([0.0, bad]))
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from node.errors import DivergedError
 from node.methods.parts.chunks import TensorChunks
 from node.methods.parts.sparsify import (
     MAGNITUDE_MAX,
@@ -112,7 +113,7 @@ def test_a_diverged_tensor_is_named(bad: float, place: int) -> None:
     values = torch.full((91,), 3e38)
     values[place] = bad
     for k in (1, 5):
-        with pytest.raises(ValueError, match=r"layers\.0\.weight"):
+        with pytest.raises(DivergedError, match=r"layers\.0\.weight"):
             select("layers.0.weight", values, TensorChunks(91, 20, k))
 
 

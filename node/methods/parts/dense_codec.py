@@ -12,8 +12,8 @@ Numbers are little-endian. Every value that is decoded is +0 or has a magnitude 
 and MAGNITUDE_MAX; there is one code for 0, and a block of scale 0 holds nothing else. Decoding is
 exact: an int8 times a bf16, and a power of two times one, are float32 numbers.
 
-Rounding is to the nearest: of 8 bits by the block's largest magnitude over 127, of 4 bits to the
-nearest power of two below the block's largest. What is rounded away waits on its sender.
+The scale is the block's largest magnitude, for 8 bits a 127th of it; codes are those of the nearest
+values. What is rounded away waits on its sender.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from node.errors import DivergedError
 from node.methods.parts.dense_layout import BLOCK, Bits, DenseLayout
 from node.methods.parts.sparsify import MAGNITUDE_MAX, MAGNITUDE_MIN
 
@@ -52,13 +53,13 @@ class DenseUpdate:
 def encode(layout: DenseLayout, tensors: Sequence[Tensor]) -> bytes:
     """`tensors`: float32, flat. What is too large to send is sent as the largest that may be.
 
-    Raises ValueError when one holds a NaN or an infinity.
+    Raises DivergedError when one holds a NaN or an infinity.
     """
     assert tuple(tensor.numel() for tensor in tensors) == layout.sizes
     parts = [bytes([VERSION + layout.bits])]
-    for tensor in tensors:
+    for number, tensor in enumerate(tensors):
         if not bool(tensor.isfinite().all()):
-            raise ValueError("there are values that are not finite: training has diverged")
+            raise DivergedError(f"the update of trainable tensor {number}")
         parts += _coded(tensor.cpu(), layout.bits)
     return b"".join(parts)
 

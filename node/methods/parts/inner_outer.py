@@ -21,12 +21,13 @@ from node.methods.parts.setup import Setup
 from node.methods.parts.shared import SharedWeights
 from node.methods.parts.token_weights import token_weights
 
+C = TypeVar("C", bound=InnerOuterConfig)
 U = TypeVar("U")  # an update, decoded and checked
 
 
-class InnerOuter(ABC, Generic[U]):
-    def __init__(self, setup: Setup, config: InnerOuterConfig, feedback_decay: float) -> None:
-        self._settings, self._feedback_decay = config, feedback_decay
+class InnerOuter(ABC, Generic[C, U]):
+    def __init__(self, config: C, setup: Setup) -> None:
+        self.config = config
         self._kernels = setup.kernels
         self._weights = SharedWeights(setup.model, setup.kernels)
         self._size = self._weights.theta.numel()
@@ -65,7 +66,7 @@ class InnerOuter(ABC, Generic[U]):
         """The model shows theta before and after."""
         report = self._trainer.work(round.round, self._feed.slots(round), round.expired)
         self._feed.used(report.batches)
-        self._feedback.add(round.round, self._feedback_decay, self._weights.add_difference)
+        self._feedback.add(round.round, self.config.feedback_decay, self._weights.add_difference)
         self._weights.show()
         return WorkResult(Header.of(report).encode(), report.loss, self._encode())
 
@@ -83,7 +84,7 @@ class InnerOuter(ABC, Generic[U]):
     # The replicated update
 
     def weigh(self, payload: bytes) -> int:
-        return self._settings.weigh(payload)
+        return self.config.weigh(payload)
 
     def check(self, payload: bytes, attachment: bytes) -> None:
         self._update(attachment)
@@ -99,7 +100,7 @@ class InnerOuter(ABC, Generic[U]):
         for own in contributions:
             if own.peer == round.peer:
                 self.settled(round.round, own.payload, own.attachment)
-        headers = [decode_header(c.payload, self._settings.inner)[0] for c in contributions]
+        headers = [decode_header(c.payload, self.config.inner)[0] for c in contributions]
         weights = token_weights([header.tokens for header in headers])
         moved = [
             (contribution.attachment, weight)

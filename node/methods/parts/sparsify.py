@@ -19,6 +19,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from node.errors import DivergedError
 from node.methods.parts.chunks import TensorChunks
 
 # Magnitudes on the wire are 0 or within these. The upper one bounds what a stranger can do to the
@@ -56,7 +57,7 @@ def select(
 ) -> Selection:
     """The largest of each chunk, quantised. With one bit there is one magnitude, the mean.
 
-    Raises ValueError when the values hold a NaN or an infinity.
+    Raises DivergedError when the values hold a NaN or an infinity.
     """
     assert values.dtype == torch.float32, values.dtype
     assert values.shape == (chunks.size,), values.shape
@@ -64,7 +65,7 @@ def select(
     kept = values[positions]
     # Top-k ranks infinities and NaNs first, so if there is one in a chunk, it is among the kept.
     if not bool(kept.isfinite().all()):
-        raise ValueError(f"{name} holds values that are not finite: training has diverged")
+        raise DivergedError(name)
     low, high, above = two_classes(kept.abs()) if symbol_bits == 2 else one_class(kept.abs())
     symbols = (kept < 0).to(torch.uint8) + 2 * above.to(torch.uint8)
     return Selection(positions, symbols, low, high)
