@@ -117,7 +117,7 @@ class Trial:
         try:
             history.admit_all(addresses)
             for round in range(1, OLD_ROUNDS):
-                # The last ones as light as a machine here can do them: they are every newcomer's.
+                # The last ones as light as a machine here can do them: members replay them first.
                 heavy = round < OLD_ROUNDS - EVERY // 2 - 1
                 history.close(PROBES if heavy else 4)
                 tell(f"made round {round} of {OLD_ROUNDS}")
