@@ -17,7 +17,7 @@ from node.attachments import Attachments
 from node.following import Follower, Lag, Reports, Setting, Wishes
 from node.keeper import StateKeeper
 from node.local import LocalState
-from node.methods.base import Method, Overtime, RoundContext
+from node.methods.base import GoesOn, Method, Overtime, RoundContext
 from node.ports import Disk
 from node.replica import Replica
 from node.snapshots import Snapshots
@@ -97,6 +97,7 @@ class TrainingWorker:
         self._postponed: _Work | None = None
         self._handed_in: RoundContext | None = None  # of the work that was done last
         self._overtime_end_s = 0.0
+        self._ahead_s = 0.0  # that went into the next round's work since then
         self._thread = threading.Thread(target=self._main, name="trainer", daemon=True)
 
     def start(self) -> None:
@@ -167,16 +168,21 @@ class TrainingWorker:
             self._reports.failed(error)
 
     def _next(self) -> _Command:
-        """What to do. Nobody sits idle who has handed in what an overdue round needs of it."""
-        done, self._handed_in = self._handed_in, None
-        method = self._replica.method
-        if done is None or not isinstance(method, Overtime):
+        """What to do. Nobody sits idle who has handed in what an open round needs of it."""
+        method, done = self._replica.method, self._handed_in
+        if done is None or done.round != self._replica.round or not isinstance(method, Overtime):
             return self._commands.get()
+        if method.goes_on is GoesOn.NEVER:
+            return self._commands.get()
+        floor_s = self._setting.rules.deadline_floor_ms / 1000
         try:
-            return self._commands.get(timeout=self._setting.rules.deadline_floor_ms / 1000)
+            return self._commands.get(timeout=0 if method.goes_on is GoesOn.AT_ONCE else floor_s)
         except queue.Empty:
+            began_s = time.monotonic()
             method.overtime(replace(done, expired=self._is_wanted))
             self._overtime_end_s = time.monotonic()
+            if method.goes_on is GoesOn.AT_ONCE:
+                self._ahead_s += self._overtime_end_s - began_s
             return self._commands.get()
 
     def _is_wanted(self) -> bool:
@@ -285,6 +291,7 @@ class TrainingWorker:
                 or time.monotonic() >= end_s
             ),
         )
+        self._ahead_s = 0.0
         done = self._replica.method.work(context)
         scalars = _finite(done.loss), _finite(heldout)
         root = self._follower.root_named_in(task.round)
@@ -295,12 +302,15 @@ class TrainingWorker:
         self._handed_in = context
 
     def _window_end_s(self, work: _Work) -> float:
-        """Who comes to a round late works for what is left of it: the others do not wait."""
+        """Who comes to a round late works for what is left of it: the others do not wait. What was
+        worked for it before it opened is part of its window.
+        """
         now_s = time.monotonic()
         began_s = now_s if self._follower.was_behind else self._overtime_end_s
         self._follower.was_behind = False
         left_ms = max(0, self._setting.rules.window_ms - work.task.late_ms)
-        return now_s + left_ms / 1000 - max(0.0, began_s - work.asked_s)
+        worked_s = max(0.0, began_s - work.asked_s, self._ahead_s)
+        return now_s + left_ms / 1000 - worked_s
 
     def _give_back(self, task: GiveBack) -> None:
         data = b"" if task.attached is None else self._attachments.read(task.attached)

@@ -7,6 +7,7 @@ on every peer.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -71,13 +72,25 @@ class MethodTable(Protocol):
         ...
 
 
+class GoesOn(Enum):
+    """Who has handed in a round's work goes on, for the next round..."""
+
+    NEVER = auto()
+    WHEN_OVERDUE = auto()  # ... because the round takes longer than rounds should
+    AT_ONCE = auto()  # ... while the round is exchanged, and that time is part of the next window
+
+
 @runtime_checkable
 class Overtime(Protocol):
-    """Of a method that can carry late work."""
+    """Of a method that can go on before the round is closed."""
+
+    @property
+    def goes_on(self) -> GoesOn: ...
 
     def overtime(self, round: RoundContext) -> None:
-        """The round's work was handed in and the round is overdue: go on until `round.expired()`.
-        What comes of it is offered with the next round's.
+        """The round's work was handed in, and the state has not moved since: go on until
+        `round.expired()`. What comes of it is offered with the next round's. May be called several
+        times for one round.
         """
         ...
 

@@ -8,20 +8,21 @@ theta_r of theta:
 
 and everyone's update, over the contributions that the round holds:
 
-    Delta = sum_r (w_r / sum w) Delta_r
-    m <- mu * m + Delta
+    Delta = sum_r (w_r / sum w) Delta_r / gap_penalty
+    m <- mu * m + Delta                               within +-momentum_clip, if there is one
     theta <- theta - rate * (Delta + mu * m)
 
 The weights w are the tokens that moved theta_r, so peers of different speed count for what they
 did. The inner optimizer's state stays with its peer, and is never averaged. With Muon inside it is
-MuLoCo.
+MuLoCo. Penalty and clip are CO2's, for steps that go on during the exchange:
+*CO2: Efficient Distributed Training with Full Communication-Computation Overlap* (2024),
+https://arxiv.org/abs/2401.16265, whose outer momentum is plain, not Nesterov's.
 
 Differences from the paper: Delta_r may be sent in 16, 8 or 4 bits; what rounding takes away, and
 what missed its round, waits on its peer and is added to the next Delta_r.
 """
 
 from collections.abc import Sequence
-from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -52,10 +53,11 @@ class Diloco(InnerOuter[DilocoConfig, DenseUpdate]):
         return slice(None), torch.cat(list(update.values(self._weights.device)))
 
     def _move(self, round: int, updates: Sequence[DenseUpdate], weights: Sequence[int]) -> None:
-        total = sum(weights)
-        shares = [Fraction(weight, total) for weight in weights]
-        rate, mu = self.config.learning_rate.rate(round), self.config.mu
-        outer_step(self._weights.theta, self._momentum, updates, shares, rate, mu)
+        config, whole = self.config, sum(weights) * self.config.penalty
+        shares = [weight / whole for weight in weights]
+        rate = config.learning_rate.rate(round)
+        theta, m = self._weights.theta, self._momentum
+        outer_step(theta, m, updates, shares, rate, config.mu, config.limit)
 
     def _outer_state(self) -> dict[str, Tensor]:
         return {} if self._momentum is None else {_MOMENTUM: self._momentum}

@@ -11,6 +11,7 @@ from node.methods.parts.inner_outer_config import InnerOuterConfig
 from node.methods.parts.schedule import Decimal, Schedule
 
 _MOMENTUM_MIN = Fraction(1, 1000)  # smaller ones do nothing that could be seen
+_LIMIT_MIN = Fraction(1, 10**9)  # far above what `outer_step` takes for nothing
 
 
 class DilocoConfig(InnerOuterConfig):
@@ -21,6 +22,12 @@ class DilocoConfig(InnerOuterConfig):
     """Of the outer step."""
     momentum: Decimal = "0.9"
     """Nesterov's, of the outer step; 0: none."""
+    momentum_clip: Decimal = "0"
+    """No element of the momentum grows beyond this; 0: no limit."""
+    gap_penalty: Decimal = "1"
+    """What a round's contributions come to is divided by this before the momentum takes it in.
+    Those of peers that overlap do not know of each other's last moves yet.
+    """
     value_bits: Bits = 32
     """Of each element that is sent: 32 and 16 are floats, 8 an integer and 4 a power of two, both
     with a scale for each 4096 of them.
@@ -31,6 +38,24 @@ class DilocoConfig(InnerOuterConfig):
         if self.mu and not _MOMENTUM_MIN <= self.mu < 1:
             raise ValueError("`momentum` is 0, or at least 0.001 and less than 1")
         return self
+
+    @model_validator(mode="after")
+    def _gap_is_bounded(self) -> Self:
+        if self.penalty < 1:
+            raise ValueError("`gap_penalty` is at least 1")
+        if self.limit is not None and not self.mu:
+            raise ValueError("`momentum_clip` is for runs with a momentum")
+        if self.limit is not None and self.limit < _LIMIT_MIN:
+            raise ValueError("`momentum_clip` is 0, or at least 1e-9")
+        return self
+
+    @property
+    def limit(self) -> Fraction | None:
+        return Fraction(self.momentum_clip) or None
+
+    @property
+    def penalty(self) -> Fraction:
+        return Fraction(self.gap_penalty)
 
     @property
     def mu(self) -> Fraction:

@@ -29,7 +29,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from node.methods.base import Contribution, RoundContext, WorkResult
+from node.methods.base import Contribution, GoesOn, RoundContext, WorkResult
 from node.methods.parts import seeds, units
 from node.methods.parts.backlog import Backlog, Measured
 from node.methods.parts.pool import SHIFT_MAX, Chooser
@@ -95,10 +95,12 @@ class Spsa:
         self._backlog.offer(round.round, payload, offered)
         return WorkResult(payload, sum(losses) / len(losses) if losses else None)
 
+    @property
+    def goes_on(self) -> GoesOn:
+        return GoesOn.NEVER if self.config.probes is not None else GoesOn.WHEN_OVERDUE
+
     def overtime(self, round: RoundContext) -> None:
         """More probes of an overdue round, for the next one to carry."""
-        if self.config.probes is not None:
-            return
         chooser = self._weights.chooser()
         index = self._backlog.first_index(round.round, 1)
         while index < self.config.probes_max and not round.expired():

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,14 @@ class InnerReport:
     tokens: int  # that moved the weights (texts, where each has one label)
     loss: float | None  # mean over the consumed micro-batches; None when none was finite
     skipped: int  # steps not taken, because their loss or gradient was not finite
+    finite: int = 0  # micro-batches with a loss
+
+    @property
+    def attempts(self) -> int:
+        return self.steps + self.skipped
+
+
+NOTHING: Final = InnerReport(0, 0, 0, None, 0)
 
 
 class InnerTrainer:
@@ -66,18 +75,26 @@ class InnerTrainer:
         self._named = named
         self._steps = 0  # taken in all rounds
 
-    def work(self, round: int, slots: Iterator[int], expired: Callable[[], bool]) -> InnerReport:
-        """Inner steps from the weights that the model holds, in place.
+    def work(
+        self,
+        round: int,
+        slots: Iterator[int],
+        expired: Callable[[], bool],
+        before: InnerReport = NOTHING,  # of the same round's work, which this goes on with
+        least: int | None = None,  # steps, however late it is; None: what the settings say
+    ) -> InnerReport:
+        """Inner steps from the weights that the model holds, in place; reports them together with
+        those `before`.
 
-        Without a fixed number of steps it ends when `expired()`, which is asked before each
-        micro-batch from the second step on. A step that is not whole then is dropped, and its slots
-        are not consumed.
+        It ends when the round has as many as the settings allow, or when `expired()`, which is
+        asked before each micro-batch once there are `least`. A step that is not whole then is
+        dropped, and its slots are not consumed.
         """
-        tally = _Tally()
+        least = self.config.attempts_min if least is None else least
+        tally = _Tally.of(before)
         with self._at_work():
-            for attempt in range(self.config.attempts_max):
-                is_timed = self.config.steps is None and attempt > 0
-                seen = self._accumulate(slots, expired if is_timed else _never)
+            for attempt in range(before.attempts, self.config.attempts_max):
+                seen = self._accumulate(slots, expired if attempt >= least else _never)
                 if seen is None:
                     break
                 is_usable = seen.is_finite and self._clip()
@@ -211,6 +228,12 @@ class _Tally:
             self.skipped += 1
             self.in_a_row += 1
 
+    @classmethod
+    def of(cls, before: InnerReport) -> "_Tally":
+        loss = 0.0 if before.loss is None else before.loss * before.finite
+        counts = before.steps, before.batches, before.tokens, before.skipped
+        return cls(*counts, _loss=loss, _finite=before.finite)
+
     def report(self) -> InnerReport:
         loss = self._loss / self._finite if self._finite else None
-        return InnerReport(self.steps, self.batches, self.tokens, loss, self.skipped)
+        return InnerReport(self.steps, self.batches, self.tokens, loss, self.skipped, self._finite)

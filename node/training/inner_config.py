@@ -82,6 +82,11 @@ class InnerConfig(Table):
         return self.steps or self.steps_max
 
     @property
+    def attempts_min(self) -> int:
+        """Steps that a round takes, however late it is."""
+        return self.steps or 1
+
+    @property
     def batches_max(self) -> int:
         """Micro-batches that one peer may consume in a round."""
         return self.attempts_max * self.accumulation

@@ -1,9 +1,11 @@
 """Looking at methods of inner steps from outside and from within."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from node.methods.base import Contribution, RoundContext
+from node.methods.base import Contribution, GoesOn, RoundContext
 from node.methods.diloco import Diloco
 from node.methods.sparseloco import SparseLoco
 
@@ -15,6 +17,13 @@ def contribution(method: Method, context: RoundContext) -> Contribution:
     assert len(done.attachment) <= method.config.attachment_bytes_max(method._weights.sizes)
     method.check(done.payload, done.attachment)
     return Contribution(context.peer, done.payload, done.attachment)
+
+
+def go_on(method: Method, context: RoundContext, steps: int) -> None:
+    """The next round's first steps, if the method overlaps, with one micro-batch in each."""
+    if method.goes_on is GoesOn.AT_ONCE:
+        left = iter(range(steps))
+        method.overtime(replace(context, expired=lambda: next(left, None) is None))
 
 
 def waiting(method: Method) -> Tensor:

@@ -131,6 +131,36 @@ def test_muon_inside_is_muloco(make_setup: MakeSetup, make_round: MakeRound) -> 
     assert losses[-1] < losses[0] - 0.5
 
 
+def test_penalty_and_clip_are_those_of_co2(make_setup: MakeSetup, make_round: MakeRound) -> None:
+    """METHODS H: the average over Lambda enters the momentum, of which each element is limited."""
+    config = configured(2, SGD, momentum="0.5", gap_penalty="2", momentum_clip="0.002")
+    me = Diloco(config, make_setup())
+    at, m = theta(me), torch.zeros(me._size)
+    limited = 0
+    for number in range(4):
+        one = contribution(me, make_round(number, 0, 1))
+        average = sent(me, one) / 2
+        m = (0.5 * m + average).clamp(-0.002, 0.002)
+        limited += int((m.abs() == m.abs().max()).sum() > 1)
+        at -= 0.7 * (average + 0.5 * m)
+        me.merge(make_round(number, 0, 1), [one])
+        torch.testing.assert_close(theta(me), at, rtol=1e-6, atol=1e-6)
+    assert limited == 4, "some elements are at the limit"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"gap_penalty": "0.5"},
+        {"momentum_clip": "1e-12"},
+        {"momentum_clip": "1", "momentum": "0"},
+    ],
+)
+def test_penalties_that_lead_nowhere_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(fields))):
+        configured(1, SGD, **fields)
+
+
 def test_what_would_be_subnormal_is_nothing() -> None:
     """Some devices flush such numbers, others keep them: weights must not depend on it."""
     config = configured(1, SGD, momentum="0.5")

@@ -1,6 +1,6 @@
 """Laws that every method of inner steps obeys, whatever it sends and however it moves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,11 +9,10 @@ from torch import Tensor
 
 from node.methods.diloco_config import DilocoConfig
 from node.methods.parts.setup import Setup
-from node.methods.parts.shared import SharedWeights
 from node.methods.registry import build_method
 from node.methods.sparseloco_config import SparseLocoConfig
 from tests.methods.conftest import MakeRound, MakeSetup
-from tests.methods.inner_outer import Method, contribution, sent, theta, waiting
+from tests.methods.inner_outer import Method, contribution, go_on, sent, theta, waiting
 
 Config = SparseLocoConfig | DilocoConfig
 
@@ -21,6 +20,13 @@ INNER = {"steps": 2, "optimizer": {"name": "adamw", "lr": 0.01}}
 CONFIGS: dict[str, Config] = {
     "sparseloco": SparseLocoConfig.model_validate(
         {"name": "sparseloco", "inner": INNER, "chunk": 64, "kept": 4, "feedback_decay": 1.0}
+    ),
+    "sparseloco-overlap": SparseLocoConfig.model_validate(
+        {"name": "sparseloco", "inner": INNER, "chunk": 64, "kept": 4, "feedback_decay": 1.0}
+        | {"overlap": True}
+    ),
+    "diloco-overlap": DilocoConfig.model_validate(
+        {"name": "diloco", "inner": INNER, "value_bits": 8, "overlap": True}
     ),
     **{
         f"diloco-{bits}": DilocoConfig.model_validate(
@@ -57,6 +63,8 @@ class Swarm:
         made = {
             i: contribution(self.methods[i], self.make_round(self.round, i, seats)) for i in working
         }
+        for i in working:
+            go_on(self.methods[i], self.make_round(self.round, i, seats), steps=i)
         entry = [made[i] for i in sorted(listed)]
         for i in working:
             self.methods[i].merge(self.make_round(self.round, i, seats), entry)
@@ -99,21 +107,23 @@ def test_nothing_computed_is_lost(swarm: Swarm) -> None:
     """P3: what all committed, and what waits on each, is what all computed, however rounds went."""
     computed = torch.zeros(swarm.methods[0]._size)
     for method in swarm.methods:
-        count(method._weights, computed)
+        count(method, computed)
     for listed in ((0, 1, 2), (1,), (0, 2), (2,), (0, 1, 2)):
         swarm.close(listed)
     there = sum((waiting(method) for method in swarm.methods), start=torch.zeros_like(computed))
     torch.testing.assert_close(there + swarm.committed, computed, rtol=0, atol=1e-6)
 
 
-def count(weights: SharedWeights, computed: Tensor) -> None:
-    add = weights.add_difference
+def count(method: Method, computed: Tensor) -> None:
+    feedback, add = method._feedback, method._feedback.add
 
-    def counted(total: Tensor) -> None:
-        add(total)
-        add(computed)
+    def counted(round: int, decay: float, difference: Callable[[Tensor], None]) -> None:
+        assert decay == 1
+        before = feedback.values.clone()
+        add(round, decay, difference)
+        computed.add_(feedback.values - before)
 
-    weights.add_difference = counted  # type: ignore[method-assign]
+    feedback.add = counted  # type: ignore[method-assign]
 
 
 def test_what_was_sent_waits_until_it_is_committed(
@@ -141,6 +151,7 @@ def test_it_goes_on_after_a_restart_as_if_it_had_not_stopped(
     me, reborn = (built(config, make_setup()) for _ in range(2))
     for number in range(3):
         one = contribution(me, make_round(number, 0))
+        go_on(me, make_round(number, 0), steps=1)
         me.merge(make_round(number, 0), [one])
     reborn.load_local_state({k: v.clone() for k, v in me.local_state().items()})
     reborn.load_replicated_state({k: v.clone() for k, v in me.replicated_state().items()})

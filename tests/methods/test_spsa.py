@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from node.kernels import kernels_for
-from node.methods.base import Contribution, RoundContext
+from node.methods.base import Contribution, GoesOn, RoundContext
 from node.methods.parts import perturbed, seeds
 from node.methods.parts.perturbed import Perturbed
 from node.methods.parts.probes import Probe, decode, encode
@@ -98,11 +98,13 @@ def test_work_beyond_the_window_rides_along_with_the_next_round(
 def test_a_fixed_number_of_probes_is_not_exceeded(
     make_setup: MakeSetup, make_round: MakeRound
 ) -> None:
-    for limit in ({"probes": 2}, {"probes": None, "probes_max": 1}):
-        method = Spsa(CONFIG.model_copy(update=limit), make_setup())
-        method.work(make_round(4, 0))
-        method.overtime(dataclasses.replace(make_round(4, 0), expired=lambda: False))
-        assert all(p.age == 0 for p in decode(method.work(make_round(5, 0)).payload))
+    fixed = Spsa(CONFIG.model_copy(update={"probes": 2}), make_setup())
+    assert fixed.goes_on is GoesOn.NEVER
+    method = Spsa(CONFIG.model_copy(update={"probes": None, "probes_max": 1}), make_setup())
+    assert method.goes_on is GoesOn.WHEN_OVERDUE
+    method.work(make_round(4, 0))
+    method.overtime(dataclasses.replace(make_round(4, 0), expired=lambda: False))
+    assert all(p.age == 0 for p in decode(method.work(make_round(5, 0)).payload))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -15,7 +15,7 @@ from node.chunks import Blob
 from node.following import Reports, Setting
 from node.keeper import StateKeeper, _Taking
 from node.local import FILE, LocalState
-from node.methods.base import Contribution, RoundContext, WorkResult
+from node.methods.base import Contribution, GoesOn, RoundContext, WorkResult
 from node.snapshots import Snapshots
 from node.store import Store
 from node.stream import StateStream
@@ -27,6 +27,7 @@ from protocol.events import (
     Applied,
     Behind,
     Event,
+    GiveBack,
     Hold,
     Patch,
     Patched,
@@ -54,7 +55,9 @@ class Counting:
         self.count = torch.zeros(1, dtype=torch.int64)
         self.gate = threading.Semaphore(0)
         self.waits = threading.Event()
+        self.goes_on = GoesOn.WHEN_OVERDUE
         self.went_on = threading.Event()
+        self.given_back = threading.Event()
         self.digests = 0
         self.was_over: bool | None = None  # the window, when work began
         self.mine = 0  # what no other peer knows
@@ -75,6 +78,9 @@ class Counting:
         self.went_on.set()
         while not round.expired():
             pass
+
+    def give_back(self, round: int, payload: bytes, attachment: bytes = b"") -> None:
+        self.given_back.set()
 
     def local_state(self) -> dict[str, Tensor]:
         return {"mine": torch.tensor([self.mine])}
@@ -428,6 +434,61 @@ def test_overtime_is_not_added_to_the_next_window(
     with bench.told:
         assert bench.told.wait_for(lambda: len(bench.of(WorkDone)) == 2, 60)
     assert bench.method.was_over
+
+
+PATIENT = Rules(
+    snapshot_every=1_000,
+    window_ms=3_600_000,
+    deadline_floor_ms=3_600_000,
+    deadline_ceiling_ms=7_200_000,
+)
+
+
+@pytest.fixture
+def patient(bench: Bench) -> Bench:
+    """No round is overdue for an hour."""
+    bench.method.goes_on = GoesOn.AT_ONCE
+    bench.worker.start()
+    bench.let_through(ROUNDS)
+    bench.rebuild()
+    return bench
+
+
+@pytest.mark.parametrize("bench", [(50, PATIENT)], indirect=True)
+def test_who_overlaps_goes_on_at_once_and_again_after_other_things(patient: Bench) -> None:
+    """Exchange takes its time; nothing but the next round ends the steps for it."""
+    head = patient.marks[-1]
+    patient.worker.start_work(StartWork(head.round, head.hash, (PeerId(ME),), heldout=False))
+    assert patient.method.went_on.wait(60)
+    patient.method.went_on.clear()
+    patient.worker.give_back(GiveBack(head.round - 1, b"late", None))
+    assert patient.method.given_back.wait(60)
+    assert patient.method.went_on.wait(60)
+
+
+@pytest.mark.parametrize("bench", [(50, PATIENT)], indirect=True)
+def test_what_overlaps_is_part_of_the_next_window(
+    patient: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds keep their pace: who went on for a whole window hands in at once."""
+    clock = [1_000.0]
+    monkeypatch.setattr("node.worker.time.monotonic", lambda: clock[0])
+    head = patient.marks[-1]
+    task = StartWork(head.round, head.hash, (PeerId(ME),), heldout=False)
+
+    go_on = patient.method.overtime
+
+    def steps(round: RoundContext) -> None:
+        if clock[0] == 1_000.0:
+            clock[0] += PATIENT.window_ms / 1000
+            patient.worker.start_work(task)
+        go_on(round)
+
+    monkeypatch.setattr(patient.method, "overtime", steps)
+    patient.worker.start_work(task)
+    with patient.told:
+        assert patient.told.wait_for(lambda: len(patient.of(WorkDone)) == 2, 60)
+    assert patient.method.was_over
 
 
 @pytest.mark.parametrize("bench", [50], indirect=True)

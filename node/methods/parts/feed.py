@@ -28,19 +28,22 @@ class Feed:
         self.queue = SlotQueue()  # replicated
         self._cursor = 0  # next slot of private data; this peer's own
 
-    def slots(self, round: RoundContext) -> Iterator[int]:
-        """The slots of this peer's micro-batches in a round, one after the other, without end."""
+    def slots(self, round: RoundContext, used: int = 0) -> Iterator[int]:
+        """The slots of this peer's micro-batches in a round, one after the other, without end, from
+        the `used`-th on. Those beyond what the round's work takes are the next round's first ones,
+        as far as all peers go through equally many.
+        """
         if self._is_private:
             return count(self._cursor)
-        return self._seat_slots(round.seats.index(round.peer), len(round.seats))
+        return self._seat_slots(round.seats.index(round.peer), len(round.seats), used)
 
-    def _seat_slots(self, seat: int, seats: int) -> Iterator[int]:
+    def _seat_slots(self, seat: int, seats: int, first: int) -> Iterator[int]:
         queue = self.queue
-        for at in count(0, _AHEAD):
+        for at in count(first, _AHEAD):
             yield from queue.slots(seat, seats, at, _AHEAD).tolist()
 
     def used(self, batches: int) -> None:
-        """This peer has worked through the first so many of `slots`. Private ones do not come
+        """This peer has worked through the next so many of `slots`. Private ones do not come
         again, whether the work is merged or not; shared ones are the merges' business.
         """
         if self._is_private:

@@ -12,14 +12,16 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from node.methods.base import Contribution, RoundContext, WorkResult
+from node.methods.base import Contribution, GoesOn, RoundContext, WorkResult
 from node.methods.parts.feed import Feed
 from node.methods.parts.feedback import Feedback, Sent
 from node.methods.parts.header import Header, decode_header
 from node.methods.parts.inner_outer_config import InnerOuterConfig
+from node.methods.parts.overlap import Overlap
 from node.methods.parts.setup import Setup
 from node.methods.parts.shared import SharedWeights
 from node.methods.parts.token_weights import token_weights
+from node.training.inner import NOTHING, InnerReport
 
 C = TypeVar("C", bound=InnerOuterConfig)
 U = TypeVar("U")  # an update, decoded and checked
@@ -34,6 +36,8 @@ class InnerOuter(ABC, Generic[C, U]):
         self._feedback = Feedback(self._size, self._weights.device, self._sent_in)
         self._feed = Feed(setup.data)
         self._trainer = setup.inner(config.inner)
+        self._overlap = Overlap(self._weights) if config.overlap else None
+        self._handed_in = NOTHING  # the work for the round that is open
         self._checked: dict[bytes, U] = {}  # for the round that is being merged
 
     # What a method says
@@ -63,12 +67,41 @@ class InnerOuter(ABC, Generic[C, U]):
     # Local work
 
     def work(self, round: RoundContext) -> WorkResult:
-        """The model shows theta before and after."""
-        report = self._trainer.work(round.round, self._feed.slots(round), round.expired)
-        self._feed.used(report.batches)
+        """The model shows theta before, and after, unless the next round's steps follow at once."""
+        ahead = NOTHING if self._overlap is None else self._overlap.resume()
+        report = self._steps(round, round.round, ahead.batches, ahead, None)
         self._feedback.add(round.round, self.config.feedback_decay, self._weights.add_difference)
-        self._weights.show()
+        if self._overlap is None:
+            self._weights.show()
+        else:
+            self._overlap.leave()
+        self._handed_in = report
         return WorkResult(Header.of(report).encode(), report.loss, self._encode())
+
+    @property
+    def goes_on(self) -> GoesOn:
+        return GoesOn.NEVER if self._overlap is None else GoesOn.AT_ONCE
+
+    def overtime(self, round: RoundContext) -> None:
+        """The next round's first steps."""
+        overlap = self._overlap
+        if overlap is not None and overlap.is_away:
+            ahead = overlap.report
+            used = self._handed_in.batches + ahead.batches
+            overlap.report = self._steps(round, round.round + 1, used, ahead, 0)
+
+    def _steps(
+        self,
+        round: RoundContext,
+        work_of: int,  # the round that the steps are for
+        used: int,  # micro-batches of this round's slots
+        before: InnerReport,
+        least: int | None,
+    ) -> InnerReport:
+        slots = self._feed.slots(round, used)
+        report = self._trainer.work(work_of, slots, round.expired, before, least)
+        self._feed.used(report.batches - before.batches)
+        return report
 
     def give_back(self, round: int, payload: bytes, attachment: bytes = b"") -> None:
         """What we offered to `round` is not in it, or no longer: it still waits, or does again."""
@@ -97,6 +130,7 @@ class InnerOuter(ABC, Generic[C, U]):
         return known
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
+        self._come_home()
         for own in contributions:
             if own.peer == round.peer:
                 self.settled(round.round, own.payload, own.attachment)
@@ -116,6 +150,10 @@ class InnerOuter(ABC, Generic[C, U]):
         self._weights.show()
         self._checked.clear()
 
+    def _come_home(self) -> None:
+        if self._overlap is not None:
+            self._overlap.come_home()
+
     # State
 
     def replicated_state(self) -> dict[str, Tensor]:
@@ -132,6 +170,7 @@ class InnerOuter(ABC, Generic[C, U]):
             new = state[name]
             if new.shape != tensor.shape or new.dtype != tensor.dtype:
                 raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}")
+        self._come_home()
         self._weights.load(state)
         for name, tensor in outer.items():
             tensor.copy_(state[name])
@@ -148,6 +187,8 @@ class InnerOuter(ABC, Generic[C, U]):
 
     def local_state(self) -> dict[str, Tensor]:
         mine = self._feedback.state() | self._feed.local_state()
+        if self._overlap is not None:
+            mine |= self._overlap.state()
         return mine | self._trainer.local_state()
 
     def load_local_state(self, state: Mapping[str, Tensor]) -> None:
@@ -156,4 +197,6 @@ class InnerOuter(ABC, Generic[C, U]):
         """
         self._feedback.load(state)
         self._feed.load_local_state(state)
+        if self._overlap is not None:
+            self._overlap.load(state)
         self._trainer.load_local_state(state)

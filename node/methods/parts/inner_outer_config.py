@@ -15,6 +15,11 @@ class InnerOuterConfig(BaseModel):
     feedback_decay: Annotated[float, Field(ge=0, le=1)] = 1.0
     """What is left, a round later, of what was not sent, and of what missed its round."""
 
+    overlap: bool = False
+    """Go on with the next round's steps while a round is exchanged: no peer waits for a line, and
+    what the others did is known one exchange late. Takes one more number a weight.
+    """
+
     unit_of_work: ClassVar[str] = "batches"
 
     def weigh(self, payload: bytes) -> int:

@@ -42,14 +42,19 @@ class SharedWeights:
     def device(self) -> torch.device:
         return self.theta.device
 
-    def show(self) -> None:
-        """The model's parameters become theta."""
+    def show(self, moved: Tensor | None = None) -> None:
+        """The model's parameters become theta, or theta - moved. `moved`: as in
+        `add_difference`.
+        """
         with torch.no_grad():
             for part in self._parts:
                 part.parameter.copy_(part.theta)
+            if moved is not None:
+                for part, view in zip(self._parts, torch.split(moved, self.sizes), strict=True):
+                    part.parameter.sub_(view.view(part.parameter.shape))
 
     def add_difference(self, total: Tensor) -> None:
-        """total += how far inner steps moved the parameters since `show`, with the sign of a
+        """total += how far inner steps moved the parameters away from theta, with the sign of a
         gradient. `total`: float32, flat, of theta's length.
         """
         with torch.no_grad():
