@@ -6,14 +6,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-RUN_ROUNDS ?= 150
+RUN_ROUNDS ?= 100
+SPSA_ROUNDS ?= 150
 CHAOS_SEED ?= 1
 CHAOS_LOGS ?= runs/chaos
 
-.PHONY: run test lint proofs promises fuzz simulate bench chaos newcomer chaos-long clean
+.PHONY: run run-spsa test lint proofs promises fuzz simulate bench chaos newcomer chaos-long clean
 
 run: $(VENV)/.installed
-	$(BIN)/peer up configs/stdlib-gpt.toml --peers 4 --rounds $(RUN_ROUNDS) --churn
+	$(BIN)/peer up configs/stdlib-gpt-sparseloco.toml --peers 4 --rounds $(RUN_ROUNDS) --churn \
+		--sample "def "
+
+# The same with one byte for each gradient estimate, and nothing else on the wire.
+run-spsa: $(VENV)/.installed
+	$(BIN)/peer up configs/stdlib-gpt.toml --peers 4 --rounds $(SPSA_ROUNDS) --churn
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -25,9 +25,16 @@ def check(
     quick: Annotated[
         bool, typer.Option("--quick", help="Only read the file; load nothing, measure nothing.")
     ] = False,
+    peers: Annotated[int, typer.Option(min=1, help="How many peers the outlook is for.")] = 4,
+    uplink: Annotated[
+        list[float] | None,
+        typer.Option(min=0.001, help="Mbit/s of each peer's line; else 10, 100 and 1000."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Validate a run file; say parameters, memory and bytes per round, measured here."""
+    """Validate a run file; say parameters, memory, bytes a round and hours an epoch, as measured
+    here, and warn of settings that are known to disappoint.
+    """
     from node.config import load_run_file
 
     from cli.options import node_config
@@ -35,7 +42,7 @@ def check(
     run_file = load_run_file(config)
     facts: dict[str, Any] = {"file": str(config), "name": run_file.name, "valid": True}
     if not quick:
-        from node.survey import survey
+        from node.survey import UPLINKS, Swarm, survey
 
         settings = node_config(
             run_file.node,
@@ -47,7 +54,8 @@ def check(
             data=data,
         )
         Teller()("loading model and data, and timing one round of work")
-        facts |= survey(run_file, settings, config.resolve().parent)
+        swarm = Swarm(peers, uplink or UPLINKS)
+        facts |= survey(run_file, settings, config.resolve().parent, swarm)
     if as_json:
         print_json(facts)
         return
@@ -56,6 +64,8 @@ def check(
         return
     for name, value in _rows(facts):
         print(f"{name:<14}{value}")
+    for caution in facts["cautions"]:
+        print(f"{'caution':<14}{caution}")
 
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -63,6 +73,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{facts['parameters']:,}, {facts['trainable']:,} of them trained"),
         ("weights", size(facts["weights_bytes"])),
         ("peak memory", f"{size(facts['peak_bytes'])} while working, this process in all"),
+        ("memory", ", ".join(f"{part} {size(count)}" for part, count in facts["memory"].items())),
         ("state", f"{size(facts['state_bytes'])} that all peers keep alike"),
         (
             "snapshot",
@@ -90,6 +101,16 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             + (f" and {size(facts['attachment_bytes'])} attached" * bool(facts["attachment_bytes"]))
             + " a round and peer",
         ),
+        *(_outlook(facts["peers"], line) for line in facts["outlooks"]),
         ("model digest", facts["model_digest"][:16]),
         ("data digest", (facts["data_digest"] or "none: private")[:16]),
     ]
+
+
+def _outlook(peers: int, line: dict[str, float]) -> tuple[str, str]:
+    """Calculated from what was measured, for machines like this one."""
+    return (
+        f"{line['uplink_mbit']:g} Mbit/s",
+        f"{peers} such peers: {line['round_s']:.3g} s a round, {line['exchange_s']:.2g} s of it"
+        f" exchange; an epoch in {line['epoch_h']:.3g} h",
+    )

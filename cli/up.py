@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -12,6 +12,8 @@ from cli.console import DataOption, JsonOption, ModelOption, known, print_json, 
 if TYPE_CHECKING:
     from node.swarm import PeerProcess, Swarm
     from rich.table import Table
+
+_SAMPLE_TOKENS: Final = 240
 
 
 def up(
@@ -27,6 +29,9 @@ def up(
         Path | None, typer.Option("--folder", help="Where it all goes; else a new one in runs/.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each peer.")] = 1,
+    sample: Annotated[
+        str | None, typer.Option(help="At the end, let the model write on from this.")
+    ] = None,
     model: ModelOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
@@ -50,7 +55,7 @@ def up(
         say("stopping the swarm (again to leave at once)")
     finally:
         _stop(swarm)
-    _conclude(swarm, show, as_json=as_json)
+    _conclude(swarm, show, sample, as_json=as_json)
 
 
 def _free_folder(name: str) -> Path:
@@ -217,11 +222,12 @@ def _row(peer: "PeerProcess") -> list[str]:
     ]
 
 
-def _conclude(swarm: "Swarm", show: _Show, *, as_json: bool) -> None:
+def _conclude(swarm: "Swarm", show: _Show, prompt: str | None, *, as_json: bool) -> None:
     """Digests compared, the model written, and what to do with it."""
     from node.errors import IdentityError
     from node.offline import rebuild
     from node.training import weights
+    from node.training.generate import generate
 
     stopped = [peer.name for peer in swarm.peers if peer.gone == "stopped" and peer.digests]
     common = swarm.common_digests(stopped)
@@ -242,7 +248,11 @@ def _conclude(swarm: "Swarm", show: _Show, *, as_json: bool) -> None:
         "digest_round": round,
         "digests": digests,
         "equal": len(set(digests.values())) == 1,
+        "sample": None,
     }
+    if prompt is not None:
+        pieces = generate(rebuilt.workshop.model, prompt, tokens=_SAMPLE_TOKENS, seed=0)
+        facts["sample"] = prompt + "".join(pieces)
     if as_json:
         print_json(facts)
     else:
@@ -263,4 +273,7 @@ def _tell(facts: dict[str, Any], survivor: "PeerProcess") -> None:
     state = next(iter(facts["digests"].values()))
     print(f"digests        {verdict} on {names}: {state} at round {facts['digest_round']}")
     print(f"model          {facts['model']} (a Hugging Face folder)")
+    if facts["sample"] is not None:
+        lines = facts["sample"].splitlines() or [""]
+        print("sample         " + "\n               ".join(lines))
     print(f'write text     peer generate --home {survivor.home} "def "')

@@ -1,32 +1,52 @@
-"""What a run would take on this machine: sizes counted, times measured, in one round of work."""
+"""What a run would take on this machine: sizes counted, times measured, in one round of work; and
+what follows from those for a swarm of machines like it on lines of so many Mbit/s.
+"""
 
 import os
 import resource
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from torch import nn
 
 from node.build import Workshop
 from node.config import NodeConfig, RunFile
-from node.methods.base import RoundContext
+from node.methods.base import Method, RoundContext
 from node.replica import Replica
 from node.snapshots import KEPT, ON_DISK_MAX
 from protocol.ids import PeerId, RunId
 
+UPLINKS: Final = (10.0, 100.0, 1000.0)
 
-def survey(run_file: RunFile, node: NodeConfig, root: Path) -> dict[str, Any]:
+
+@dataclass(frozen=True, slots=True)
+class Swarm:
+    """What an outlook is for."""
+
+    peers: int = 4
+    uplinks_mbit: Sequence[float] = UPLINKS  # of each peer, one outlook for each
+
+
+def survey(run_file: RunFile, node: NodeConfig, root: Path, swarm: Swarm) -> dict[str, Any]:
     """Loads, evaluates and works for one window. Raises UserError for what is missing."""
     workshop = Workshop.open(run_file.model, run_file.data, node, root)
     parameters = list(workshop.model.module.parameters())
     run, me = RunId(bytes(32)), PeerId(os.urandom(32))
     trainer = workshop.trainer(run, run_file.method)
+    # The first work of a process compiles and allocates: the least of it is done before the clock.
+    trainer.method.work(RoundContext(run, 0, me, (me,), lambda: True))
     end_s = time.monotonic() + run_file.rules.window_s
-    context = RoundContext(run, 0, me, (me,), lambda: time.monotonic() >= end_s)
+    context = RoundContext(run, 1, me, (me,), lambda: time.monotonic() >= end_s)
     started = time.monotonic()
     result = trainer.method.work(context)
     seconds = time.monotonic() - started
     work = trainer.method.weigh(result.payload)
     data_digest = workshop.data_digest()
+    sent_bytes = len(result.payload) + len(result.attachment)
+    samples = work * run_file.data.batch
     snapshot_bytes = Replica(trainer.method, trainer.initial_state, run, me, (me,)).stream().size
     return {
         "parameters": sum(parameter.numel() for parameter in parameters),
@@ -52,4 +72,59 @@ def survey(run_file: RunFile, node: NodeConfig, root: Path) -> dict[str, Any]:
         "model_digest": workshop.model_digest().hex(),
         "data_digest": None if data_digest is None else data_digest.hex(),
         "device": str(workshop.device),
+        "memory": _memory(trainer.method, parameters, run_file),
+        "cautions": list(run_file.method.cautions()),
+        "peers": swarm.peers,
+        "outlooks": [
+            outlook(
+                workshop.data.samples,
+                samples,
+                seconds,
+                sent_bytes,
+                swarm.peers,
+                mbit,
+                overlaps=run_file.method.overlaps,
+            )
+            for mbit in swarm.uplinks_mbit
+        ],
     }
+
+
+def outlook(
+    samples: int,  # of an epoch
+    samples_per_round: int,  # of one peer
+    work_s: float,  # that they take
+    sent_bytes: int,  # a contribution
+    peers: int,
+    uplink_mbit: float,
+    *,
+    overlaps: bool,
+) -> dict[str, float]:
+    """Alike peers on alike lines. Whoever holds a contribution passes it on, so that each uplink
+    carries as much as each downlink: what all the others sent, once.
+    """
+    exchange_s = (peers - 1) * sent_bytes * 8 / (uplink_mbit * 1e6)
+    round_s = max(work_s, exchange_s) if overlaps else work_s + exchange_s
+    rounds = samples / (samples_per_round * peers)
+    return {
+        "uplink_mbit": uplink_mbit,
+        "exchange_s": exchange_s,
+        "round_s": round_s,
+        "epoch_h": rounds * round_s / 3600,
+    }
+
+
+def _memory(
+    method: Method, parameters: Sequence[nn.Parameter], run_file: RunFile
+) -> dict[str, int]:
+    """Bytes that stay between rounds, by part; what passes through a model comes on top."""
+    parts = {"model": sum(p.numel() * p.element_size() for p in parameters)}
+    if run_file.method.takes_gradients:
+        trained = (p for p in parameters if p.requires_grad)
+        parts["gradient"] = sum(p.numel() * p.element_size() for p in trained)
+    shared = {p.data_ptr() for p in parameters}  # SPSA's weights are the model's own
+    for name, tensor in [*method.replicated_state().items(), *method.local_state().items()]:
+        if tensor.data_ptr() not in shared:
+            part = name.split(".")[0]
+            parts[part] = parts.get(part, 0) + tensor.numel() * tensor.element_size()
+    return parts

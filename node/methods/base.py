@@ -71,6 +71,20 @@ class MethodTable(Protocol):
         """Of a usual round's payload; None when most of a contribution is attached to it."""
         ...
 
+    @property
+    def overlaps(self) -> bool:
+        """Work goes on while a round is exchanged."""
+        ...
+
+    @property
+    def takes_gradients(self) -> bool:
+        """A gradient of all that is trained lies in memory."""
+        ...
+
+    def cautions(self) -> Sequence[str]:
+        """Settings that are allowed and known to disappoint, a sentence each, with its source."""
+        ...
+
 
 class GoesOn(Enum):
     """Who has handed in a round's work goes on, for the next round..."""

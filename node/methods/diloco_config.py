@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import model_validator
 
@@ -12,6 +12,8 @@ from node.methods.parts.schedule import Decimal, Schedule
 
 _MOMENTUM_MIN = Fraction(1, 1000)  # smaller ones do nothing that could be seen
 _LIMIT_MIN = Fraction(1, 10**9)  # far above what `outer_step` takes for nothing
+
+_GAIN_WELL: Final = 10
 
 
 class DilocoConfig(InnerOuterConfig):
@@ -60,6 +62,20 @@ class DilocoConfig(InnerOuterConfig):
     @property
     def mu(self) -> Fraction:
         return Fraction(self.momentum)
+
+    def cautions(self) -> Sequence[str]:
+        found = list(super().cautions())
+        if self.value_bits < 16 and not self.feedback_decay:
+            found.append(
+                f"feedback_decay = 0 with {self.value_bits} bits: what rounding takes away is lost"
+            )
+        gain = Fraction(self.learning_rate.peak) / (1 - self.mu)
+        if gain > _GAIN_WELL:
+            found.append(
+                f"rate {self.learning_rate.peak} with momentum {self.momentum}: in the long run"
+                f" each move counts {float(gain):.0f} times (the paper's 0.7 with 0.9: 7)"
+            )
+        return found
 
     def layout(
         self,

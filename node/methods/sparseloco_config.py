@@ -3,13 +3,16 @@ judging entries take neither a model nor compiled loops.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from fractions import Fraction
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from node.methods.parts.chunks import CHUNK, CHUNK_MAX, KEPT, Layout
 from node.methods.parts.inner_outer_config import InnerOuterConfig
 from node.methods.parts.schedule import Schedule
+
+_DENSE: Final = 2  # a kept value costs some 4 bits there, with the place that it takes
 
 
 class SparseLocoConfig(InnerOuterConfig):
@@ -29,11 +32,32 @@ class SparseLocoConfig(InnerOuterConfig):
     larger as there are peers: it wants a smaller rate.
     """
 
+    steps_well: ClassVar[int] = 100
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.kept > self.chunk:
             raise ValueError("`kept` is at most `chunk`")
         return self
+
+    def cautions(self) -> Sequence[str]:
+        found = list(super().cautions())
+        if not self.feedback_decay:
+            found.append(
+                "feedback_decay = 0 forgets whatever is not sent: top-k without error feedback is"
+                " biased, and stalls (Karimireddy et al. 2019, 1901.09847)"
+            )
+        if self.kept * _DENSE >= self.chunk:
+            found.append(
+                f"kept = {self.kept} of {self.chunk}: so much costs as many bytes as `diloco` with"
+                " value_bits = 4, which leaves nothing out"
+            )
+        if self.average == "senders" and Fraction(self.learning_rate.peak) > 1:
+            found.append(
+                'a rate above 1 with average = "senders": where one peer alone sent, the weights'
+                " move farther than that peer did"
+            )
+        return found
 
     def layout(
         self,

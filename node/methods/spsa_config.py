@@ -1,12 +1,14 @@
 """The settings of SPSA, and how a payload is weighed: neither takes a model."""
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from node.methods.parts.probes import PROBES_MAX, decode
 from node.methods.parts.schedule import Schedule
+
+_POOL_WELL: Final = 1024
 
 
 class SeedPool(BaseModel):
@@ -58,3 +60,19 @@ class SpsaConfig(BaseModel):
     @property
     def ledger_bytes(self) -> int:
         return min(self.probes or self.probes_max, 64) + 3
+
+    @property
+    def overlaps(self) -> bool:
+        return False
+
+    @property
+    def takes_gradients(self) -> bool:
+        return False
+
+    def cautions(self) -> Sequence[str]:
+        if self.seeds is not None and self.seeds.pool < _POOL_WELL:
+            return [
+                f"a pool of {self.seeds.pool} directions: the weights never leave their span;"
+                f" FedKSeed's authors (2312.06353) take {_POOL_WELL} to 4096"
+            ]
+        return []

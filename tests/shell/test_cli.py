@@ -102,6 +102,33 @@ def test_check_measures(peer: Run, tmp_path: Path) -> None:
     assert facts["state_bytes"] < facts["snapshot_bytes"] < facts["state_bytes"] + 8_000
     assert facts["snapshots_bytes_max"] == 6 * facts["snapshot_bytes"]
     assert facts["snapshot_every"] == 10
+    assert facts["memory"]["model"] == facts["weights_bytes"]
+    assert "gradient" not in facts["memory"], "one-byte peers have none"
+    assert facts["cautions"] == []
+    assert [line["uplink_mbit"] for line in facts["outlooks"]] == [10, 100, 1000]
+
+
+def test_check_says_what_lines_make_of_it(peer: Run, tmp_path: Path) -> None:
+    """And warns of settings that are right, but known to disappoint."""
+    method = SPARSELOCO.replace("chunk = 256", "chunk = 256\nfeedback_decay = 0")
+    path = write_run(tmp_path, method=method)
+    code, out, err = peer("check", "--json", "--peers", "9", "--uplink", "1", str(path))
+    assert code == 0, err
+    facts = json.loads(out)
+    (line,) = facts["outlooks"]
+    sent = facts["payload_bytes"] + facts["attachment_bytes"]
+    assert line["exchange_s"] == pytest.approx(8 * sent * 8 / 1e6)
+    assert line["round_s"] > line["exchange_s"]
+    trained = 4 * facts["trainable"]
+    parts = facts["memory"]
+    assert parts["gradient"] == parts["feedback"] - 8 == parts["weights"] == trained
+    assert parts["inner"] > 2 * trained, "AdamW's two moments"
+    (caution,) = facts["cautions"]
+    assert "error feedback" in caution
+    code, out, _ = peer("check", "--peers", "9", "--uplink", "1", str(path))
+    assert code == 0
+    assert "caution       feedback_decay = 0" in out
+    assert "1 Mbit/s      9 such peers: " in out
 
 
 def test_check_says_what_disk_it_takes(peer: Run, tmp_path: Path) -> None:

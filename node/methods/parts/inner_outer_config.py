@@ -1,5 +1,6 @@
 """What the settings of all methods of inner steps share."""
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +22,8 @@ class InnerOuterConfig(BaseModel):
     """
 
     unit_of_work: ClassVar[str] = "batches"
+    steps_well: ClassVar[int] = 500
+    """The most inner steps that the method's paper reports on."""
 
     def weigh(self, payload: bytes) -> int:
         header, rest = decode_header(payload, self.inner)
@@ -31,3 +34,20 @@ class InnerOuterConfig(BaseModel):
     @property
     def ledger_bytes(self) -> None:
         return None
+
+    @property
+    def overlaps(self) -> bool:
+        return self.overlap
+
+    @property
+    def takes_gradients(self) -> bool:
+        return True
+
+    def cautions(self) -> Sequence[str]:
+        most = self.inner.attempts_max
+        if most > self.steps_well:
+            return [
+                f"up to {most} inner steps a round: the paper trains with up to {self.steps_well};"
+                " models that stray further from each other average worse"
+            ]
+        return []
