@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from node.methods.parts.header import decode_header
+from node.methods.parts.header import weigh_header
 from node.training.inner_config import InnerConfig
 
 
@@ -18,10 +18,7 @@ class InnerOuterConfig(BaseModel):
     unit_of_work: ClassVar[str] = "batches"
 
     def weigh(self, payload: bytes) -> int:
-        header, rest = decode_header(payload, self.inner)
-        if rest:
-            raise ValueError("bytes behind the header")
-        return header.batches
+        return weigh_header(payload, self.inner)
 
     @property
     def ledger_bytes(self) -> None:
