@@ -72,7 +72,7 @@ class Workshop:
     def attachment_bytes_max(self, method: MethodConfig) -> int:
         """What one contribution brings beside its payload, at most."""
         named = self.model.module.parameters()
-        return method.attachment_bytes_max([p.numel() for p in named if p.requires_grad])
+        return method.attachment_bytes_max([p.shape for p in named if p.requires_grad])
 
     def check(self, manifest: Manifest) -> None:
         """Are this machine's model and data those of the run? Raises IdentityError."""

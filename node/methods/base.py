@@ -60,9 +60,9 @@ class MethodTable(Protocol):
         """
         ...
 
-    def attachment_bytes_max(self, sizes: Sequence[int]) -> int:
-        """What a contribution brings beside its payload, at most; 0: nothing. `sizes`: elements of
-        each trainable parameter.
+    def attachment_bytes_max(self, shapes: Sequence[Sequence[int]]) -> int:
+        """What a contribution brings beside its payload, at most; 0: nothing. `shapes`: of each
+        trainable parameter.
         """
         ...
 

@@ -43,13 +43,13 @@ class Diloco(InnerOuter[DilocoConfig, DenseUpdate]):
         self._layout = config.layout(self._weights.sizes)
         self._momentum = torch.zeros_like(self._weights.theta) if config.mu else None
 
-    def _encode(self) -> bytes:
+    def _encode(self, round: int) -> bytes:
         return encode(self._layout, torch.split(self._feedback.values, self._weights.sizes))
 
     def _decode(self, attachment: bytes) -> DenseUpdate:
         return decode(self._layout, attachment)
 
-    def _sent(self, update: DenseUpdate) -> Sent:
+    def _sent(self, round: int, update: DenseUpdate) -> Sent:
         return slice(None), torch.cat(list(update.values(self._weights.device)))
 
     def _move(self, round: int, updates: Sequence[DenseUpdate], weights: Sequence[int]) -> None:

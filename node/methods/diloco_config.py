@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from math import prod
 from typing import Final, Literal, Self
 
 from pydantic import model_validator
@@ -83,5 +84,5 @@ class DilocoConfig(InnerOuterConfig):
     ) -> DenseLayout:
         return DenseLayout(tuple(sizes), self.value_bits)
 
-    def attachment_bytes_max(self, sizes: Sequence[int]) -> int:
-        return self.layout(sizes).bytes
+    def attachment_bytes_max(self, shapes: Sequence[Sequence[int]]) -> int:
+        return self.layout([prod(shape) for shape in shapes]).bytes

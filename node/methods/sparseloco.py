@@ -43,7 +43,7 @@ class SparseLoco(InnerOuter[SparseLocoConfig, SparseUpdate]):
         super().__init__(config, setup)
         self._layout = config.layout(self._weights.sizes)
 
-    def _encode(self) -> bytes:
+    def _encode(self, round: int) -> bytes:
         parts = zip(
             self._weights.names,
             torch.split(self._feedback.values, self._weights.sizes),
@@ -56,7 +56,7 @@ class SparseLoco(InnerOuter[SparseLocoConfig, SparseUpdate]):
     def _decode(self, attachment: bytes) -> SparseUpdate:
         return decode(self._layout, attachment)
 
-    def _sent(self, update: SparseUpdate) -> Sent:
+    def _sent(self, round: int, update: SparseUpdate) -> Sent:
         return values_of(update, self._weights.device)
 
     def _move(self, round: int, updates: Sequence[SparseUpdate], weights: Sequence[int]) -> None:

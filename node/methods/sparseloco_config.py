@@ -4,6 +4,7 @@ judging entries take neither a model nor compiled loops.
 
 from collections.abc import Sequence
 from fractions import Fraction
+from math import prod
 from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -65,5 +66,5 @@ class SparseLocoConfig(InnerOuterConfig):
     ) -> Layout:
         return Layout.of(sizes, self.chunk, self.kept, self.value_bits)
 
-    def attachment_bytes_max(self, sizes: Sequence[int]) -> int:
-        return self.layout(sizes).bytes_max
+    def attachment_bytes_max(self, shapes: Sequence[Sequence[int]]) -> int:
+        return self.layout([prod(shape) for shape in shapes]).bytes_max

@@ -54,7 +54,7 @@ class SpsaConfig(BaseModel):
     def weigh(self, payload: bytes) -> int:
         return len(decode(payload, None if self.seeds is None else self.seeds.pool))
 
-    def attachment_bytes_max(self, sizes: Sequence[int]) -> int:
+    def attachment_bytes_max(self, shapes: Sequence[Sequence[int]]) -> int:
         return 0
 
     @property

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,16 @@ class InnerReport:
 NOTHING: Final = InnerReport(0, 0, 0, None, 0)
 
 
+class Stepper(Protocol):
+    """What `InnerOptimizer` does."""
+
+    def step(self, share: float) -> None: ...
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load(self, state: Mapping[str, Tensor]) -> None: ...
+
+
 class InnerTrainer:
     def __init__(
         self,
@@ -61,6 +71,7 @@ class InnerTrainer:
         loss: Callable[[nn.Module, Batch], Tensor],  # scalar: the mean over a micro-batch
         batch: Callable[[int], Batch],  # of a slot
         own: OwnOptimizer | None = None,  # instead of the one in `config`
+        optimizer: Stepper | None = None,  # instead of both
     ) -> None:
         """Raises ConfigError when the model cannot be trained so, or `own` makes no optimizer for
         it.
@@ -70,8 +81,10 @@ class InnerTrainer:
         named = trained_parameters(model)
         self._device = named[0][1].device
         self._layers = stacked_layers(model) if config.checkpoint_activations else []
-        build = builder(config.optimizer, model) if own is None else own_builder(own)
-        self._optimizer = InnerOptimizer(build, named)
+        if optimizer is None:
+            build = builder(config.optimizer, model) if own is None else own_builder(own)
+            optimizer = InnerOptimizer(build, named)
+        self._optimizer = optimizer
         self._named = named
         self._steps = 0  # taken in all rounds
 

@@ -14,7 +14,7 @@ Method = SparseLoco | Diloco
 
 def contribution(method: Method, context: RoundContext) -> Contribution:
     done = method.work(context)
-    assert len(done.attachment) <= method.config.attachment_bytes_max(method._weights.sizes)
+    assert len(done.attachment) <= method.config.attachment_bytes_max(method._weights.shapes)
     method.check(done.payload, done.attachment)
     return Contribution(context.peer, done.payload, done.attachment)
 
@@ -34,9 +34,9 @@ def theta(method: Method) -> Tensor:
     return method._weights.theta.clone()
 
 
-def sent(method: Method, one: Contribution) -> Tensor:
-    """Dense, as everybody decodes it."""
-    positions, values = method._sent_in(one.attachment)
-    dense = torch.zeros(method._size)
+def sent(method: Method, one: Contribution, round: int = 0) -> Tensor:
+    """Dense, what is taken off for it: as everybody decodes it, or as the sender knows it."""
+    positions, values = method._sent_in(round, one.attachment)
+    dense = torch.zeros_like(method._feedback.values)
     dense[positions] = values
     return dense

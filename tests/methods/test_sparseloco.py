@@ -95,7 +95,7 @@ def test_a_constant_difference_is_sent_in_full(
     total = torch.zeros(size)
     for number in range(12):
         me._feedback.add(number, 1.0, lambda values: values.add_(constant))
-        one = Contribution(peer(0), b"", me._encode())
+        one = Contribution(peer(0), b"", me._encode(number))
         total += sent(me, one)
         me._feedback.committed(number, one.attachment)
     torch.testing.assert_close(total + waiting(me), 12 * constant, rtol=1e-5, atol=1e-5)
@@ -113,6 +113,6 @@ def test_what_a_life_before_sent_later_does_not_wait_in_this_one(
     reborn.load_local_state(saved)
     for number, one in enumerate((first, second)):
         reborn.merge(make_round(number, 0), [one])
-    positions, _ = reborn._sent_in(second.attachment)
+    positions, _ = reborn._sent_in(1, second.attachment)
     assert not waiting(reborn)[positions].any()
     assert waiting(reborn).any()

@@ -18,12 +18,13 @@ _VALUES, _ROUND, _TAKEN = "feedback.values", "feedback.round", "feedback.taken"
 
 # Positions (n,) int64, or all of them; and values (n,) float32.
 Sent = tuple[Tensor | slice, Tensor]
+Decode = Callable[[int, bytes], Sent]  # of a round, and what we offered to it
 
 
 class Feedback:
     """`values`: (size,) float32, this peer's own."""
 
-    def __init__(self, size: int, device: torch.device, decode: Callable[[bytes], Sent]) -> None:
+    def __init__(self, size: int, device: torch.device, decode: Decode) -> None:
         self.values = torch.zeros(size, device=device)
         self._decode = decode
         self._round = -1  # the last one whose steps are in it
@@ -38,11 +39,11 @@ class Feedback:
 
     def committed(self, round: int, data: bytes) -> None:
         """A round holds what we sent as `data`: off with it, once."""
-        one = round, _tag(data)
+        one = round, tag(data)
         if one in self._taken:
             return
         self._taken.add(one)
-        positions, values = self._decode(data)
+        positions, values = self._decode(round, data)
         if round <= self._round:
             self.values[positions] -= values
         else:
@@ -52,10 +53,10 @@ class Feedback:
 
     def returned(self, round: int, data: bytes) -> None:
         """No round holds it after all."""
-        one = round, _tag(data)
+        one = round, tag(data)
         if one in self._taken:
             self._taken.remove(one)
-            positions, values = self._decode(data)
+            positions, values = self._decode(round, data)
             self.values[positions] += values
 
     def state(self) -> dict[str, Tensor]:
@@ -78,6 +79,6 @@ class Feedback:
         self._taken = {(number, tag) for number, tag in taken.tolist()}
 
 
-def _tag(data: bytes) -> int:
+def tag(data: bytes) -> int:
     """63 bits, so that it fits a table of int64."""
     return int.from_bytes(blake3(data).digest(length=8), "little") >> 1

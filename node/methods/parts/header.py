@@ -57,3 +57,11 @@ def decode_header(payload: bytes, inner: InnerConfig) -> tuple[Header, bytes]:
     if header.tokens < least or (header.tokens and not header.steps):
         raise ValueError("steps and tokens do not fit each other")
     return header, reader.take(reader.left)
+
+
+def weigh_header(payload: bytes, inner: InnerConfig) -> int:
+    """Micro-batches in a payload that is nothing but a header. Raises ValueError."""
+    header, rest = decode_header(payload, inner)
+    if rest:
+        raise ValueError("bytes behind the header")
+    return header.batches

@@ -7,7 +7,7 @@ the weights move by what all sent is the method's to say.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,14 +16,28 @@ from node.methods.base import Contribution, GoesOn, RoundContext, WorkResult
 from node.methods.parts.feed import Feed
 from node.methods.parts.feedback import Feedback, Sent
 from node.methods.parts.header import Header, decode_header
-from node.methods.parts.inner_outer_config import InnerOuterConfig
 from node.methods.parts.overlap import Overlap
 from node.methods.parts.setup import Setup
 from node.methods.parts.shared import SharedWeights
 from node.methods.parts.token_weights import token_weights
-from node.training.inner import NOTHING, InnerReport
+from node.training.inner import NOTHING, InnerReport, InnerTrainer
+from node.training.inner_config import InnerConfig
 
-C = TypeVar("C", bound=InnerOuterConfig)
+
+class Settings(Protocol):
+    @property
+    def inner(self) -> InnerConfig: ...
+
+    @property
+    def feedback_decay(self) -> float: ...
+
+    @property
+    def overlap(self) -> bool: ...
+
+    def weigh(self, payload: bytes) -> int: ...
+
+
+C = TypeVar("C", bound=Settings)
 U = TypeVar("U")  # an update, decoded and checked
 
 
@@ -35,7 +49,7 @@ class InnerOuter(ABC, Generic[C, U]):
         self._size = self._weights.theta.numel()
         self._feedback = Feedback(self._size, self._weights.device, self._sent_in)
         self._feed = Feed(setup.data)
-        self._trainer = setup.inner(config.inner)
+        self._trainer = self._make_trainer(setup)
         self._overlap = Overlap(self._weights) if config.overlap else None
         self._handed_in = NOTHING  # the work for the round that is open
         self._checked: dict[bytes, U] = {}  # for the round that is being merged
@@ -43,7 +57,7 @@ class InnerOuter(ABC, Generic[C, U]):
     # What a method says
 
     @abstractmethod
-    def _encode(self) -> bytes:
+    def _encode(self, round: int) -> bytes:
         """What is worth sending of `self._feedback.values`."""
 
     @abstractmethod
@@ -51,14 +65,21 @@ class InnerOuter(ABC, Generic[C, U]):
         """Raises ValueError for what no honest peer sends."""
 
     @abstractmethod
-    def _sent(self, update: U) -> Sent:
-        """What an update takes off from what waits on its sender."""
+    def _sent(self, round: int, update: U) -> Sent:
+        """What an update takes off from what waits on its sender, once `round` holds it."""
 
     @abstractmethod
     def _move(self, round: int, updates: Sequence[U], weights: Sequence[int]) -> None:
         """All hold these updates, in this order; each counts in proportion to its weight, at
         least 1.
         """
+
+    def _make_trainer(self, setup: Setup) -> InnerTrainer:
+        return setup.inner(self.config.inner)
+
+    def _add_work(self, total: Tensor) -> None:
+        """total += what the round's own work came to."""
+        self._weights.add_difference(total)
 
     def _outer_state(self) -> dict[str, Tensor]:
         """Replicated, beside the weights: float32 (size,), at most one, live."""
@@ -70,13 +91,13 @@ class InnerOuter(ABC, Generic[C, U]):
         """The model shows theta before, and after, unless the next round's steps follow at once."""
         ahead = NOTHING if self._overlap is None else self._overlap.resume()
         report = self._steps(round, round.round, ahead.batches, ahead, None)
-        self._feedback.add(round.round, self.config.feedback_decay, self._weights.add_difference)
+        self._feedback.add(round.round, self.config.feedback_decay, self._add_work)
         if self._overlap is None:
             self._weights.show()
         else:
             self._overlap.leave()
         self._handed_in = report
-        return WorkResult(Header.of(report).encode(), report.loss, self._encode())
+        return WorkResult(Header.of(report).encode(), report.loss, self._encode(round.round))
 
     @property
     def goes_on(self) -> GoesOn:
@@ -111,8 +132,8 @@ class InnerOuter(ABC, Generic[C, U]):
         if attachment:  # else it is gone, as old ones are
             self._feedback.committed(round, attachment)
 
-    def _sent_in(self, attachment: bytes) -> Sent:
-        return self._sent(self._update(attachment))
+    def _sent_in(self, round: int, attachment: bytes) -> Sent:
+        return self._sent(round, self._update(attachment))
 
     # The replicated update
 

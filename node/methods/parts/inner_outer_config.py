@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from node.methods.parts.header import decode_header
+from node.methods.parts.header import weigh_header
 from node.training.inner_config import InnerConfig
 
 
@@ -26,10 +26,7 @@ class InnerOuterConfig(BaseModel):
     """The most inner steps that the method's paper reports on."""
 
     def weigh(self, payload: bytes) -> int:
-        header, rest = decode_header(payload, self.inner)
-        if rest:
-            raise ValueError("bytes behind the header")
-        return header.batches
+        return weigh_header(payload, self.inner)
 
     @property
     def ledger_bytes(self) -> None:

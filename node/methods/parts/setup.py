@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from node.kernels.base import Kernels
 from node.methods.parts.perturbed import Perturbed
-from node.training.inner import InnerTrainer
+from node.training.inner import InnerTrainer, Stepper
 from node.training.inner_config import InnerConfig
 from node.training.losses import Batch
 from node.training.optimizer_config import OwnOptimizer
@@ -39,8 +39,9 @@ class Setup:
         batch = self.data.held_out()[0].to(device)
         return Perturbed(self.model, self.kernels, lambda: self.loss(self.model, batch))
 
-    def inner(self, config: InnerConfig) -> InnerTrainer:
+    def inner(self, config: InnerConfig, optimizer: Stepper | None = None) -> InnerTrainer:
         """What takes this peer's inner steps. Raises ConfigError when the model, or the machine's
-        own optimizer, is not fit for it.
+        own optimizer, is not fit for it. `optimizer` takes the steps instead of either's.
         """
-        return InnerTrainer(config, self.model, self.loss, self.data.batch, self.optimizer)
+        own = self.optimizer
+        return InnerTrainer(config, self.model, self.loss, self.data.batch, own, optimizer)

@@ -30,6 +30,7 @@ class SharedWeights:
         named = trained_parameters(model)
         self._kernels = kernels
         self.theta = torch.cat([p.detach().reshape(-1).float() for _, p in named])
+        self.shapes = [tuple(p.shape) for _, p in named]
         self.sizes = [p.numel() for _, p in named]
         self.names = [name for name, _ in named]
         views = torch.split(self.theta, self.sizes)
