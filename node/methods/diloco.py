@@ -27,6 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from node.methods.base import RoundContext
 from node.methods.diloco_config import DilocoConfig
 from node.methods.parts.dense_codec import DenseUpdate, decode, encode
 from node.methods.parts.feedback import Sent
@@ -52,10 +53,12 @@ class Diloco(InnerOuter[DilocoConfig, DenseUpdate]):
     def _sent(self, round: int, update: DenseUpdate) -> Sent:
         return slice(None), torch.cat(list(update.values(self._weights.device)))
 
-    def _move(self, round: int, updates: Sequence[DenseUpdate], weights: Sequence[int]) -> None:
+    def _move(
+        self, round: RoundContext, updates: Sequence[DenseUpdate], weights: Sequence[int]
+    ) -> None:
         config, whole = self.config, sum(weights) * self.config.penalty
         shares = [weight / whole for weight in weights]
-        rate = config.learning_rate.rate(round)
+        rate = config.learning_rate.rate(round.round)
         theta, m = self._weights.theta, self._momentum
         outer_step(theta, m, updates, shares, rate, config.mu, config.limit)
 

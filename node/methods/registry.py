@@ -6,13 +6,16 @@ from pydantic import Discriminator
 
 from node.methods.base import Method
 from node.methods.diloco_config import DilocoConfig
+from node.methods.econtrol_config import EControlConfig
 from node.methods.sparseloco_config import SparseLocoConfig
 from node.methods.spsa_config import SpsaConfig
 
 if TYPE_CHECKING:
     from node.methods.parts.setup import Setup
 
-MethodConfig = Annotated[SpsaConfig | SparseLocoConfig | DilocoConfig, Discriminator("name")]
+MethodConfig = Annotated[
+    SpsaConfig | SparseLocoConfig | DilocoConfig | EControlConfig, Discriminator("name")
+]
 """The `[method]` table; `name` says which."""
 
 
@@ -31,5 +34,9 @@ def build_method(config: MethodConfig, setup: "Setup") -> Method:
             from node.methods.diloco import Diloco
 
             return Diloco(config, setup)
+        case EControlConfig():
+            from node.methods.econtrol import EControl
+
+            return EControl(config, setup)
         case _:
             assert_never(config)

@@ -26,54 +26,27 @@ shape is sent whole.
 from collections.abc import Sequence
 from fractions import Fraction
 
-import torch
-
-from node.methods.parts.feedback import Sent
-from node.methods.parts.inner_outer import InnerOuter
-from node.methods.parts.setup import Setup
-from node.methods.parts.sparse_codec import SparseUpdate, decode, encode, values_of
-from node.methods.parts.sparse_merge import COEFFICIENT_MIN, Term, merge
-from node.methods.parts.sparsify import select
+from node.methods.base import RoundContext
+from node.methods.parts.sparse_codec import SparseUpdate
+from node.methods.parts.sparse_merge import Term, merge
+from node.methods.parts.sparse_method import SparseMethod, usable
 from node.methods.parts.token_weights import shares
 from node.methods.sparseloco_config import SparseLocoConfig
 
 
-class SparseLoco(InnerOuter[SparseLocoConfig, SparseUpdate]):
-    def __init__(self, config: SparseLocoConfig, setup: Setup) -> None:
-        super().__init__(config, setup)
-        self._layout = config.layout(self._weights.sizes)
-
-    def _encode(self, round: int) -> bytes:
-        parts = zip(
-            self._weights.names,
-            torch.split(self._feedback.values, self._weights.sizes),
-            self._layout.tensors,
-            strict=True,
-        )
-        chosen = [select(*part, self.config.value_bits) for part in parts]
-        return encode(self._layout, chosen)
-
-    def _decode(self, attachment: bytes) -> SparseUpdate:
-        return decode(self._layout, attachment)
-
-    def _sent(self, round: int, update: SparseUpdate) -> Sent:
-        return values_of(update, self._weights.device)
-
-    def _move(self, round: int, updates: Sequence[SparseUpdate], weights: Sequence[int]) -> None:
-        rate = self.config.learning_rate.rate(round)
+class SparseLoco(SparseMethod[SparseLocoConfig]):
+    def _move(
+        self, round: RoundContext, updates: Sequence[SparseUpdate], weights: Sequence[int]
+    ) -> None:
+        rate = self.config.learning_rate.rate(round.round)
         by_senders = self.config.average == "senders"
         total = sum(weights)
         terms = [
             Term(
                 update,
-                _usable(rate * (share if by_senders else Fraction(weight, total))),
+                usable(rate * (share if by_senders else Fraction(weight, total))),
                 share if by_senders else 1,
             )
             for update, weight, share in zip(updates, weights, shares(weights), strict=True)
         ]
-        merge(torch.split(self._weights.theta, self._weights.sizes), terms, by_senders, 0)
-
-
-def _usable(coefficient: Fraction) -> float:
-    """0 for what no weight could feel."""
-    return 0.0 if coefficient < Fraction(COEFFICIENT_MIN) else float(coefficient)
+        merge(self._split(self._weights.theta), terms, by_senders, 0)

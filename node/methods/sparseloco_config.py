@@ -4,42 +4,23 @@ judging entries take neither a model nor compiled loops.
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import prod
-from typing import Annotated, ClassVar, Final, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from node.methods.parts.chunks import CHUNK, CHUNK_MAX, KEPT, Layout
-from node.methods.parts.inner_outer_config import InnerOuterConfig
-from node.methods.parts.schedule import Schedule
-
-_DENSE: Final = 2  # a kept value costs some 4 bits there, with the place that it takes
+from node.methods.parts.sparse_config import SparseConfig
 
 
-class SparseLocoConfig(InnerOuterConfig):
+class SparseLocoConfig(SparseConfig):
     """Part of the manifest."""
 
     name: Literal["sparseloco"]
-    learning_rate: Schedule = Schedule(peak="1")
-    """Of the update; 1 moves to the peers' average, as far as it was sent."""
     feedback_decay: Annotated[float, Field(ge=0, le=1)] = 0.95
     """As the paper has it: what was never sent is forgotten in the end."""
-    chunk: Annotated[int, Field(ge=1, le=CHUNK_MAX)] = CHUNK
-    kept: Annotated[int, Field(ge=1, le=CHUNK_MAX)] = KEPT
-    """Values sent of each chunk. The more inner steps, the more of them are worth sending."""
-    value_bits: Literal[1, 2] = 2
     average: Literal["peers", "senders"] = "peers"
     """Peers seldom send the same place, so the mean over those who sent one is up to as many times
     larger as there are peers: it wants a smaller rate.
     """
-
-    steps_well: ClassVar[int] = 100
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.kept > self.chunk:
-            raise ValueError("`kept` is at most `chunk`")
-        return self
 
     def cautions(self) -> Sequence[str]:
         found = list(super().cautions())
@@ -48,23 +29,9 @@ class SparseLocoConfig(InnerOuterConfig):
                 "feedback_decay = 0 forgets whatever is not sent: top-k without error feedback is"
                 " biased, and stalls (Karimireddy et al. 2019, 1901.09847)"
             )
-        if self.kept * _DENSE >= self.chunk:
-            found.append(
-                f"kept = {self.kept} of {self.chunk}: so much costs as many bytes as `diloco` with"
-                " value_bits = 4, which leaves nothing out"
-            )
         if self.average == "senders" and Fraction(self.learning_rate.peak) > 1:
             found.append(
                 'a rate above 1 with average = "senders": where one peer alone sent, the weights'
                 " move farther than that peer did"
             )
         return found
-
-    def layout(
-        self,
-        sizes: Sequence[int],  # elements of each trainable parameter
-    ) -> Layout:
-        return Layout.of(sizes, self.chunk, self.kept, self.value_bits)
-
-    def attachment_bytes_max(self, shapes: Sequence[Sequence[int]]) -> int:
-        return self.layout([prod(shape) for shape in shapes]).bytes_max

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from node.methods.base import Contribution, GoesOn, RoundContext
 from node.methods.diloco import Diloco
+from node.methods.econtrol import EControl
 from node.methods.sparseloco import SparseLoco
 
-Method = SparseLoco | Diloco
+Method = SparseLoco | Diloco | EControl
 
 
 def contribution(method: Method, context: RoundContext) -> Contribution:

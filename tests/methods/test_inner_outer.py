@@ -1,13 +1,14 @@
 """Laws that every method of inner steps obeys, whatever it sends and however it moves."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from node.methods.diloco_config import DilocoConfig
+from node.methods.parts.header import decode_header
 from node.methods.parts.setup import Setup
 from node.methods.registry import build_method
 from node.methods.sparseloco_config import SparseLocoConfig
@@ -207,3 +208,17 @@ def test_a_snapshot_of_something_else_leaves_everything_as_it_was(
     with pytest.raises(ValueError, match="float32"):
         me.load_replicated_state(state)
     assert me.state_digest(3) == before
+
+
+def test_who_saw_no_token_moves_nobody_and_keeps_what_waits(
+    config: Config, make_setup: MakeSetup, make_round: MakeRound
+) -> None:
+    """P3: a round whose losses were never finite. What waited from before was not moved by it."""
+    me = built(config, make_setup())
+    one = contribution(me, make_round(0, 0))
+    header = decode_header(one.payload, config.inner)[0]
+    silent = replace(header, steps=0, tokens=0).encode()
+    before, start = waiting(me), theta(me)
+    me.merge(make_round(0, 0), [replace(one, payload=silent)])
+    assert torch.equal(theta(me), start)
+    assert torch.equal(waiting(me), before)

@@ -69,7 +69,7 @@ class InnerOuter(ABC, Generic[C, U]):
         """What an update takes off from what waits on its sender, once `round` holds it."""
 
     @abstractmethod
-    def _move(self, round: int, updates: Sequence[U], weights: Sequence[int]) -> None:
+    def _move(self, round: RoundContext, updates: Sequence[U], weights: Sequence[int]) -> None:
         """All hold these updates, in this order; each counts in proportion to its weight, at
         least 1.
         """
@@ -83,6 +83,10 @@ class InnerOuter(ABC, Generic[C, U]):
 
     def _outer_state(self) -> dict[str, Tensor]:
         """Replicated, beside the weights: float32 (size,), at most one, live."""
+        return {}
+
+    def _outer_integers(self) -> dict[str, Tensor]:
+        """Replicated, too: int64, a handful, live."""
         return {}
 
     # Local work
@@ -129,8 +133,12 @@ class InnerOuter(ABC, Generic[C, U]):
         self._feedback.returned(round, attachment)
 
     def settled(self, round: int, payload: bytes, attachment: bytes = b"") -> None:
-        if attachment:  # else it is gone, as old ones are
+        """What was computed on no token at all moved nobody, and goes on waiting."""
+        if attachment and self._header(payload).tokens:  # old attachments are gone
             self._feedback.committed(round, attachment)
+
+    def _header(self, payload: bytes) -> Header:
+        return decode_header(payload, self.config.inner)[0]
 
     def _sent_in(self, round: int, attachment: bytes) -> Sent:
         return self._sent(round, self._update(attachment))
@@ -155,7 +163,7 @@ class InnerOuter(ABC, Generic[C, U]):
         for own in contributions:
             if own.peer == round.peer:
                 self.settled(round.round, own.payload, own.attachment)
-        headers = [decode_header(c.payload, self.config.inner)[0] for c in contributions]
+        headers = [self._header(c.payload) for c in contributions]
         weights = token_weights([header.tokens for header in headers])
         moved = [
             (contribution.attachment, weight)
@@ -163,7 +171,7 @@ class InnerOuter(ABC, Generic[C, U]):
             if weight
         ]
         updates = [self._update(attachment) for attachment, _ in moved]
-        self._move(round.round, updates, [weight for _, weight in moved])
+        self._move(round, updates, [weight for _, weight in moved])
         self._feed.merge(
             round,
             {c.peer: header.batches for c, header in zip(contributions, headers, strict=True)},
@@ -181,12 +189,13 @@ class InnerOuter(ABC, Generic[C, U]):
         return {
             **self._weights.state(),
             **self._outer_state(),
+            **self._outer_integers(),
             **self._feed.replicated_state(),
         }
 
     def load_replicated_state(self, state: Mapping[str, Tensor]) -> None:
         """Raises ValueError, and leaves everything as it was, when the state is not one of ours."""
-        queue, outer = Feed.queue_in(state), self._outer_state()
+        queue, outer = Feed.queue_in(state), self._outer_state() | self._outer_integers()
         for name, tensor in outer.items():
             new = state[name]
             if new.shape != tensor.shape or new.dtype != tensor.dtype:
@@ -198,8 +207,9 @@ class InnerOuter(ABC, Generic[C, U]):
         self._feed.queue = queue
 
     def state_digest(self, key: int = 0) -> int:
-        slots = [tensor.flatten() for tensor in self._feed.replicated_state().values()]
-        integers = torch.cat(slots).to(self._weights.device)
+        counts = self._outer_integers() | self._feed.replicated_state()
+        flat = [tensor.flatten() for tensor in counts.values()]
+        integers = torch.cat(flat).to(self._weights.device)
         total = self._weights.digest(key)
         for tensor in self._outer_state().values():
             total += self._kernels.digest(tensor, self._size, key)

@@ -51,6 +51,15 @@ def outer_step(
         weights -= _scaled(total, rate)
 
 
+def descend(
+    theta: Tensor,  # (size,) float32, changed
+    direction: Tensor,  # the same; stays as it is
+    rate: Fraction,
+) -> None:
+    """theta <- theta - rate * direction, by the same rules."""
+    theta -= _scaled(direction.clone(), rate)
+
+
 def _scaled(values: Tensor, factor: Fraction) -> Tensor:
     """In place: times a number that float32 holds."""
     values *= _float32(factor)
