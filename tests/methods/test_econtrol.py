@@ -148,13 +148,20 @@ def test_all_hold_the_same_and_it_learns(make_crew: Make) -> None:
     assert last < first - 0.3
 
 
-def test_other_members_begin_anew(make_crew: Make) -> None:
-    """Nobody keeps what one who left stood for."""
+def test_other_members_begin_anew(make_crew: Make, make_setup: MakeSetup) -> None:
+    """Nobody keeps what one who left stood for, and each sends as one who never stood for any."""
     crew = make_crew()
     crew.close((0, 1, 2))
     crew.close((0, 1, 2))
     mine = crew.peers[0]._mine.clone()
+    stood_for_nothing = EControl(configured(), make_setup())
+    local = {k: v.clone() for k, v in crew.peers[0].local_state().items()}
+    local["econtrol.mine"].zero_()
+    stood_for_nothing.load_local_state(local)
+    stood_for_nothing.load_replicated_state(crew.peers[0].replicated_state())
+    wanted = contribution(stood_for_nothing, crew.contexts(2)[0])
     made = crew.close((0, 1), seats=2)
+    assert made[0] == wanted
     sent = [crew.peers[0]._sent_in(2, one.attachment) for one in made]
     total = torch.zeros_like(mine)
     for positions, values in sent:
