@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, assert_never
 from pydantic import Discriminator
 
 from node.methods.base import Method
+from node.methods.demo_config import DemoConfig
 from node.methods.diloco_config import DilocoConfig
 from node.methods.sparseloco_config import SparseLocoConfig
 from node.methods.spsa_config import SpsaConfig
@@ -12,7 +13,9 @@ from node.methods.spsa_config import SpsaConfig
 if TYPE_CHECKING:
     from node.methods.parts.setup import Setup
 
-MethodConfig = Annotated[SpsaConfig | SparseLocoConfig | DilocoConfig, Discriminator("name")]
+MethodConfig = Annotated[
+    SpsaConfig | SparseLocoConfig | DilocoConfig | DemoConfig, Discriminator("name")
+]
 """The `[method]` table; `name` says which."""
 
 
@@ -31,5 +34,9 @@ def build_method(config: MethodConfig, setup: "Setup") -> Method:
             from node.methods.diloco import Diloco
 
             return Diloco(config, setup)
+        case DemoConfig():
+            from node.methods.demo import Demo
+
+            return Demo(config, setup)
         case _:
             assert_never(config)

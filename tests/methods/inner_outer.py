@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from node.methods.base import Contribution, RoundContext
+from node.methods.demo import Demo
 from node.methods.diloco import Diloco
 from node.methods.sparseloco import SparseLoco
 
-Method = SparseLoco | Diloco
+Method = SparseLoco | Diloco | Demo
 
 
 def contribution(method: Method, context: RoundContext) -> Contribution:

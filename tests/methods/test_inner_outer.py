@@ -1,21 +1,22 @@
 """Laws that every method of inner steps obeys, whatever it sends and however it moves."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from node.methods.demo_config import DemoConfig
 from node.methods.diloco_config import DilocoConfig
+from node.methods.parts.header import decode_header
 from node.methods.parts.setup import Setup
-from node.methods.parts.shared import SharedWeights
 from node.methods.registry import build_method
 from node.methods.sparseloco_config import SparseLocoConfig
 from tests.methods.conftest import MakeRound, MakeSetup
 from tests.methods.inner_outer import Method, contribution, sent, theta, waiting
 
-Config = SparseLocoConfig | DilocoConfig
+Config = SparseLocoConfig | DilocoConfig | DemoConfig
 
 INNER = {"steps": 2, "optimizer": {"name": "adamw", "lr": 0.01}}
 CONFIGS: dict[str, Config] = {
@@ -27,6 +28,26 @@ CONFIGS: dict[str, Config] = {
             {"name": "diloco", "inner": INNER, "value_bits": bits}
         )
         for bits in (32, 16, 8, 4)
+    },
+    **{
+        f"demo-{replicator}-{values}": DemoConfig.model_validate(
+            {
+                "name": "demo",
+                "learning_rate": {"peak": "0.003"},
+                "momentum": 1.0,
+                "replicator": replicator,
+                "kept": 64,
+                "one_in": 3,
+                "values": values,
+                "gradient": {"batches": 2},
+            }
+        )
+        for replicator, values in (
+            ("dct", "sign"),
+            ("dct", "int8"),
+            ("random", "sign"),
+            ("striding", "int8"),
+        )
     },
 }
 
@@ -63,7 +84,7 @@ class Swarm:
             if i not in listed:
                 self.methods[i].give_back(self.round, made[i].payload, made[i].attachment)
         for i in listed:
-            self.committed = self.committed + sent(self.methods[i], made[i])
+            self.committed = self.committed + sent(self.methods[i], made[i], self.round)
         self.round += 1
 
     def catch_up(self, late: int, teacher: int) -> None:
@@ -97,23 +118,24 @@ def test_all_hold_the_same_and_it_learns(swarm: Swarm) -> None:
 
 def test_nothing_computed_is_lost(swarm: Swarm) -> None:
     """P3: what all committed, and what waits on each, is what all computed, however rounds went."""
-    computed = torch.zeros(swarm.methods[0]._size)
+    computed = torch.zeros_like(waiting(swarm.methods[0]))
     for method in swarm.methods:
-        count(method._weights, computed)
+        count(method, computed)
     for listed in ((0, 1, 2), (1,), (0, 2), (2,), (0, 1, 2)):
         swarm.close(listed)
     there = sum((waiting(method) for method in swarm.methods), start=torch.zeros_like(computed))
     torch.testing.assert_close(there + swarm.committed, computed, rtol=0, atol=1e-6)
 
 
-def count(weights: SharedWeights, computed: Tensor) -> None:
-    add = weights.add_difference
+def count(method: Method, computed: Tensor) -> None:
+    add = method._add_work
 
     def counted(total: Tensor) -> None:
+        before = total.clone()
         add(total)
-        add(computed)
+        computed.add_(total - before)
 
-    weights.add_difference = counted  # type: ignore[method-assign]
+    method._add_work = counted  # type: ignore[method-assign]
 
 
 def test_what_was_sent_waits_until_it_is_committed(
@@ -196,3 +218,16 @@ def test_a_snapshot_of_something_else_leaves_everything_as_it_was(
     with pytest.raises(ValueError, match="float32"):
         me.load_replicated_state(state)
     assert me.state_digest(3) == before
+
+
+def test_who_moved_nobody_s_weights_still_has_what_it_offered(
+    config: Config, make_setup: MakeSetup, make_round: MakeRound
+) -> None:
+    """P3: a round that held no finite gradient counts for nothing, although it is listed."""
+    me = built(config, make_setup())
+    one = contribution(me, make_round(0, 0))
+    before, start = waiting(me), theta(me)
+    nothing = replace(decode_header(one.payload, config.inner)[0], steps=0, tokens=0)
+    me.merge(make_round(0, 0), [replace(one, payload=nothing.encode())])
+    assert torch.equal(waiting(me), before)
+    assert torch.equal(theta(me), start)

@@ -94,7 +94,8 @@ class InnerOuter(ABC, Generic[C, U]):
         self._feedback.returned(round, attachment)
 
     def settled(self, round: int, payload: bytes, attachment: bytes = b"") -> None:
-        if attachment:  # else it is gone, as old ones are
+        # Without one it is gone, as old ones are. Who saw no token moved nobody's weights.
+        if attachment and decode_header(payload, self.config.inner)[0].tokens:
             self._feedback.committed(round, attachment)
 
     def _sent_in(self, round: int, attachment: bytes) -> Sent:
