@@ -105,17 +105,17 @@ class Demo(InnerOuter[DemoConfig, Update]):
     def _masked(
         self, round: int, number: int, of: Strides, values: Tensor
     ) -> tuple[Coefficients, Tensor]:
-        slots = self._slots(round, number, of)
-        chosen = values[slots[slots < of.elements]]
+        chosen = values[self._masked_in(round, number, of)]
         scale, found = quantised(self._weights.names[number], chosen, self.config.values)
         symbols = torch.zeros(of.slots, dtype=torch.int8)
         symbols[: len(found)] = found.cpu()
         return Coefficients(scale, symbols.numpy()), chosen[found != 0]
 
-    def _slots(self, round: int, number: int, of: Strides) -> Tensor:
+    def _masked_in(self, round: int, number: int, of: Strides) -> Tensor:
+        """(n,) int64: the elements in the first n slots; those behind them hold nothing."""
         assert self.config.replicator != "dct"
         slots = slots_of(self.config.replicator, self._run, round, number, of)
-        return torch.from_numpy(slots).to(self._weights.device)
+        return torch.from_numpy(slots[slots < of.elements]).to(self._weights.device)
 
     def _decode(self, attachment: bytes) -> Update:
         return decode(self._layout, attachment)
@@ -124,43 +124,47 @@ class Demo(InnerOuter[DemoConfig, Update]):
         """As it was before it became signs, where that is known."""
         positions, values = super()._sent_in(round, attachment)
         kept = self._outgoing.find(round, attachment)
-        return positions, values if kept is None else kept
+        if kept is None or kept.shape != values.shape:
+            return positions, values
+        return positions, kept
 
     def _sent(self, round: int, update: Update) -> Sent:
         positions, values = [], []
         for number, (offset, one) in enumerate(zip(self._layout.offsets, update, strict=True)):
-            sender = self._sender(round, number, one, 1)
+            sender = self._senders(round, number, [one], [1])[0]
             there = sender.symbols != 0
             positions.append(sender.positions[there] + offset)
             values.append(sender.symbols[there].float() * one.scale)
         return torch.cat(positions), torch.cat(values)
 
-    def _sender(self, round: int, number: int, one: Coefficients, share: int) -> Sender:
-        """One sender's coefficients of a tensor, where they are."""
+    def _senders(
+        self, round: int, number: int, sent: Sequence[Coefficients], counted: Sequence[int]
+    ) -> list[Sender]:
+        """Of one tensor: where everybody's coefficients are."""
         device, of = self._weights.device, self._layout.tensors[number]
-        symbols = torch.from_numpy(one.symbols).to(device)
-        if isinstance(of, Tiles):
-            assert one.positions is not None
-            return Sender(torch.from_numpy(one.positions).to(device), symbols, one.scale, share)
-        slots = self._slots(round, number, of)
-        inside = slots < of.elements
-        return Sender(slots[inside], symbols[inside], one.scale, share)
+        masked = None if isinstance(of, Tiles) else self._masked_in(round, number, of)
+        found = []
+        for one, share in zip(sent, counted, strict=True):
+            symbols = torch.from_numpy(one.symbols).to(device)
+            if masked is None:
+                assert one.positions is not None
+                positions = torch.from_numpy(one.positions).to(device)
+                found.append(Sender(positions, symbols, one.scale, share))
+            else:
+                found.append(Sender(masked, symbols[: len(masked)], one.scale, share))
+        return found
 
     # The update of all
 
     def _move(self, round: int, updates: Sequence[Update], weights: Sequence[int]) -> None:
         config, rate = self.config, self.config.learning_rate.rate(round)
         by_sign, keep = config.update == "sign", 1 - rate * Fraction(config.weight_decay)
-        counted = shares(weights)
+        votes, counted = by_sign and config.values == "sign", shares(weights)
         parts = torch.split(self._weights.theta, self._weights.sizes)
         for number, theta in enumerate(parts if updates else ()):
             of = self._layout.tensors[number]
-            senders = [
-                self._sender(round, number, update[number], share)
-                for update, share in zip(updates, counted, strict=True)
-            ]
+            senders = self._senders(round, number, [update[number] for update in updates], counted)
             scales = [sender.scale for sender in senders]
-            votes = by_sign and config.values == "sign"
             factors, exponent = multipliers(scales, config.values, votes)
             by_senders = config.average == "senders" and isinstance(of, Tiles)
             along = mean(of.size, senders, factors, by_senders)
