@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, assert_never
 from pydantic import Discriminator
 
 from node.methods.base import Method
+from node.methods.demo_config import DemoConfig
 from node.methods.diloco_config import DilocoConfig
 from node.methods.econtrol_config import EControlConfig
 from node.methods.sparseloco_config import SparseLocoConfig
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from node.methods.parts.setup import Setup
 
 MethodConfig = Annotated[
-    SpsaConfig | SparseLocoConfig | DilocoConfig | EControlConfig, Discriminator("name")
+    SpsaConfig | SparseLocoConfig | DilocoConfig | EControlConfig | DemoConfig,
+    Discriminator("name"),
 ]
 """The `[method]` table; `name` says which."""
 
@@ -38,5 +40,9 @@ def build_method(config: MethodConfig, setup: "Setup") -> Method:
             from node.methods.econtrol import EControl
 
             return EControl(config, setup)
+        case DemoConfig():
+            from node.methods.demo import Demo
+
+            return Demo(config, setup)
         case _:
             assert_never(config)

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from node.methods.base import Contribution, GoesOn, RoundContext
+from node.methods.demo import Demo
 from node.methods.diloco import Diloco
 from node.methods.econtrol import EControl
 from node.methods.sparseloco import SparseLoco
 
-Method = SparseLoco | Diloco | EControl
+Method = SparseLoco | Diloco | EControl | Demo
 
 
 def contribution(method: Method, context: RoundContext) -> Contribution:

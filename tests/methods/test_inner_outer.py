@@ -1,12 +1,13 @@
 """Laws that every method of inner steps obeys, whatever it sends and however it moves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from node.methods.demo_config import DemoConfig
 from node.methods.diloco_config import DilocoConfig
 from node.methods.parts.header import decode_header
 from node.methods.parts.setup import Setup
@@ -15,9 +16,17 @@ from node.methods.sparseloco_config import SparseLocoConfig
 from tests.methods.conftest import MakeRound, MakeSetup
 from tests.methods.inner_outer import Method, contribution, go_on, sent, theta, waiting
 
-Config = SparseLocoConfig | DilocoConfig
+Config = SparseLocoConfig | DilocoConfig | DemoConfig
 
 INNER = {"steps": 2, "optimizer": {"name": "adamw", "lr": 0.01}}
+DEMO = {
+    "name": "demo",
+    "learning_rate": {"peak": "0.003"},
+    "momentum": 1.0,
+    "kept": 64,
+    "one_in": 3,
+    "gradient": {"batches": 2},
+}
 CONFIGS: dict[str, Config] = {
     "sparseloco": SparseLocoConfig.model_validate(
         {"name": "sparseloco", "inner": INNER, "chunk": 64, "kept": 4, "feedback_decay": 1.0}
@@ -34,6 +43,18 @@ CONFIGS: dict[str, Config] = {
             {"name": "diloco", "inner": INNER, "value_bits": bits}
         )
         for bits in (32, 16, 8, 4)
+    },
+    "demo-overlap": DemoConfig.model_validate(DEMO | {"overlap": True}),
+    **{
+        f"demo-{replicator}-{values}": DemoConfig.model_validate(
+            DEMO | {"replicator": replicator, "values": values}
+        )
+        for replicator, values in (
+            ("dct", "sign"),
+            ("dct", "int8"),
+            ("random", "sign"),
+            ("striding", "int8"),
+        )
     },
 }
 
@@ -72,7 +93,7 @@ class Swarm:
             if i not in listed:
                 self.methods[i].give_back(self.round, made[i].payload, made[i].attachment)
         for i in listed:
-            self.committed = self.committed + sent(self.methods[i], made[i])
+            self.committed = self.committed + sent(self.methods[i], made[i], self.round)
         self.round += 1
 
     def catch_up(self, late: int, teacher: int) -> None:
@@ -106,7 +127,7 @@ def test_all_hold_the_same_and_it_learns(swarm: Swarm) -> None:
 
 def test_nothing_computed_is_lost(swarm: Swarm) -> None:
     """P3: what all committed, and what waits on each, is what all computed, however rounds went."""
-    computed = torch.zeros(swarm.methods[0]._size)
+    computed = torch.zeros_like(waiting(swarm.methods[0]))
     for method in swarm.methods:
         count(method, computed)
     for listed in ((0, 1, 2), (1,), (0, 2), (2,), (0, 1, 2)):
@@ -116,15 +137,14 @@ def test_nothing_computed_is_lost(swarm: Swarm) -> None:
 
 
 def count(method: Method, computed: Tensor) -> None:
-    feedback, add = method._feedback, method._feedback.add
+    add = method._add_work
 
-    def counted(round: int, decay: float, difference: Callable[[Tensor], None]) -> None:
-        assert decay == 1
-        before = feedback.values.clone()
-        add(round, decay, difference)
-        computed.add_(feedback.values - before)
+    def counted(total: Tensor) -> None:
+        before = total.clone()
+        add(total)
+        computed.add_(total - before)
 
-    feedback.add = counted  # type: ignore[method-assign]
+    method._add_work = counted  # type: ignore[method-assign]
 
 
 def test_what_was_sent_waits_until_it_is_committed(
@@ -210,15 +230,14 @@ def test_a_snapshot_of_something_else_leaves_everything_as_it_was(
     assert me.state_digest(3) == before
 
 
-def test_who_saw_no_token_moves_nobody_and_keeps_what_waits(
+def test_who_moved_nobody_s_weights_still_has_what_it_offered(
     config: Config, make_setup: MakeSetup, make_round: MakeRound
 ) -> None:
-    """P3: a round whose losses were never finite. What waited from before was not moved by it."""
+    """P3: a round that held no finite gradient counts for nothing, although it is listed."""
     me = built(config, make_setup())
     one = contribution(me, make_round(0, 0))
-    header = decode_header(one.payload, config.inner)[0]
-    silent = replace(header, steps=0, tokens=0).encode()
     before, start = waiting(me), theta(me)
-    me.merge(make_round(0, 0), [replace(one, payload=silent)])
-    assert torch.equal(theta(me), start)
+    nothing = replace(decode_header(one.payload, config.inner)[0], steps=0, tokens=0)
+    me.merge(make_round(0, 0), [replace(one, payload=nothing.encode())])
     assert torch.equal(waiting(me), before)
+    assert torch.equal(theta(me), start)

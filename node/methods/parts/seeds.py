@@ -8,6 +8,7 @@ _PROBE = "peertrain 2026-11 probe direction v1"
 _POOL = "peertrain 2026-11 pool direction v1"
 _CHOICE = "peertrain 2026-11 pool choice v1"
 _NOISE = "peertrain 2026-11 rounding noise v1"
+_MASK = "peertrain 2026-11 mask v1"
 
 
 def probe_key(run: bytes, round: int, peer: bytes, probe: int) -> int:
@@ -28,6 +29,11 @@ def choice_draw(run: bytes, round: int, peer: bytes, probe: int) -> int:
 def noise_key(run: bytes, round: int, batch: int) -> int:
     """The rounding noise of one batch of a merge; only bfloat16 weights use it."""
     return _hash(_NOISE, _id(run), _u64(round), _u32(batch))
+
+
+def mask_key(run: bytes, round: int, tensor: int) -> int:
+    """Which elements of a tensor, by its number, all peers send in a round."""
+    return _hash(_MASK, _id(run), _u64(round), _u32(tensor))
 
 
 def _hash(context: str, *fields: bytes) -> int:
