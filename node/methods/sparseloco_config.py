@@ -3,7 +3,7 @@ judging entries take neither a model nor compiled loops.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -28,6 +28,8 @@ class SparseLocoConfig(InnerOuterConfig):
     """Peers seldom send the same place, so the mean over those who sent one is up to as many times
     larger as there are peers: it wants a smaller rate.
     """
+
+    rates: ClassVar[tuple[str, ...]] = ("0.5", "1", "2")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
