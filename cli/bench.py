@@ -104,10 +104,13 @@ def methods(
     """
     from node.compare.run import Comparison, Wishes
     from node.config import load_run_file
+    from node.errors import ConfigError
 
     from cli.options import node_config
 
     run_file = load_run_file(config)
+    if total_steps and tokens:
+        raise ConfigError("--total-steps and --tokens are both given", "give one of them")
     if plot:
         from node.compare.plot import check_plot
 

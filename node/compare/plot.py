@@ -60,40 +60,52 @@ def draw(report: Report, path: Path) -> None:
 
 def _draw_gaps(axes: "Axes", baseline: Row, rows: Sequence[Row]) -> None:
     axes.set_title("Held-out loss above synchronous training")
-    axes.set_ylabel("difference (nats a token)")
-    axes.axhline(0, color=_GREY, linestyle="--", linewidth=1.4)
-    spread = baseline.loss.deviation
-    said = f"{baseline.loss.mean:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
-    axes.annotate(
-        f"synchronous: {said}",
-        (0.99, 0), xycoords=("axes fraction", "data"), xytext=(0, -4),
-        textcoords="offset points", ha="right", va="top", color=_GREY, fontsize=10,
-    )  # fmt: skip
+    axes.set_ylabel("difference, nats a token")
+    said = f"synchronous: {baseline.loss.mean:.3f}"
+    if baseline.loss.deviation is not None:
+        said += f" ± {baseline.loss.deviation:.3f}"
     for number, (label, line) in enumerate(_lines(rows)):
         known = [(row.steps, row.gap) for row in line if row.gap is not None]
-        steps = [at for at, _ in known]
         gaps = [gap for _, gap in known]
-        axes.plot(steps, [gap.mean for gap in gaps], label=label, **_look(number))
-        axes.fill_between(
-            steps, [gap.min for gap in gaps], [gap.max for gap in gaps],
-            color=_look(number)["color"], alpha=0.18, linewidth=0,
-        )  # fmt: skip
-    axes.legend(loc="best", title="best rate of the grid; bands: all seeds", title_fontsize=9)
+        below = [gap.mean - gap.min for gap in gaps]
+        above = [gap.max - gap.mean for gap in gaps]
+        axes.errorbar(
+            [at for at, _ in known],
+            [gap.mean for gap in gaps],
+            yerr=[below, above],
+            capsize=4,
+            label=label,
+            **_look(number),
+        )
+    axes.margins(y=0.15)
+    _draw_baseline(axes, 0.0, said)
+    axes.legend(
+        loc="best", title="mean at the best rate;\nbars: all seeds", title_fontsize=9,
+        alignment="left",
+    )  # fmt: skip
 
 
 def _draw_bytes(axes: "Axes", baseline: Row, rows: Sequence[Row]) -> None:
     axes.set_title("Sent by a peer for each token it trains on")
     axes.set_ylabel("bytes a token")
     axes.set_yscale("log")
-    axes.axhline(baseline.sent_bytes_a_token, color=_GREY, linestyle="--", linewidth=1.4)
-    axes.annotate(
-        f"synchronous, ring all-reduce: {baseline.sent_bytes_a_token:,.3g}",
-        (0.99, baseline.sent_bytes_a_token), xycoords=("axes fraction", "data"), xytext=(0, 4),
-        textcoords="offset points", ha="right", va="bottom", color=_GREY, fontsize=10,
-    )  # fmt: skip
     for number, (label, line) in enumerate(_lines(rows)):
         steps = [row.steps for row in line]
         axes.plot(steps, [row.sent_bytes_a_token for row in line], label=label, **_look(number))
+    axes.margins(y=0.15)
+    sent = baseline.sent_bytes_a_token
+    if sent:  # one peer alone sends nothing
+        _draw_baseline(axes, sent, f"synchronous, ring all-reduce: {float(f'{sent:.3g}'):,g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+
+
+def _draw_baseline(axes: "Axes", at: float, said: str) -> None:
+    axes.axhline(at, color=_GREY, linestyle="--", linewidth=1.4)
+    axes.annotate(
+        said, (0.99, at), xycoords=("axes fraction", "data"), xytext=(0, 4),
+        textcoords="offset points", ha="right", va="bottom", color=_GREY, fontsize=10,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
+    )  # fmt: skip
 
 
 def _scale_steps(axes: "Axes", ticks: Sequence[float]) -> None:
@@ -103,7 +115,7 @@ def _scale_steps(axes: "Axes", ticks: Sequence[float]) -> None:
     axes.set_xticks([], minor=True)
     axes.set_xlabel("H: inner steps between two exchanges")
     if ticks:
-        axes.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
+        axes.set_xlim(ticks[0] / 1.4, ticks[-1] * 1.4)
 
 
 def _lines(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:

@@ -16,10 +16,12 @@ class Supply:
     def __init__(self, data: Data, seed: int) -> None:
         self._data = data
         self._first = seed * _EPOCHS * data.batches
-        self.tokens = 0  # in the batches that were asked for
+        self.batches = 0  # that were asked for
+        self.tokens = 0  # in them
 
     def batch(self, slot: int) -> Batch:
         batch = self._data.batch(self._first + slot)
+        self.batches += 1
         self.tokens += batch.targets.numel()
         return batch
 

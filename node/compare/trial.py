@@ -17,7 +17,9 @@ EVALUATIONS = 10  # points of a curve, at most
 
 
 def train(task: Task, cell: Cell, workshop: Workshop, tell: Tell) -> Outcome:
-    """Training that diverges is an outcome, too."""
+    """Training that diverges is an outcome, too. Peers that give up on a round, because their
+    gradients are not finite, have diverged.
+    """
     torch.manual_seed(cell.seed)  # for models with dropout
     supply, model = Supply(workshop.data, cell.seed), workshop.another_model(cell.seed)
     contender: Contender
@@ -39,8 +41,9 @@ def train(task: Task, cell: Cell, workshop: Workshop, tell: Tell) -> Outcome:
                 curve.append(((number + 1) * cell.interval, loss))
     except DivergedError:
         tell((cell.rounds - len(rounds)) * cell.interval * task.peers)  # nothing is left to do
+    is_whole = supply.batches >= cell.rounds * cell.interval * task.peers
     return Outcome(
-        loss=curve[-1][1] if len(rounds) == cell.rounds and len(curve) == len(marks) else None,
+        loss=curve[-1][1] if is_whole and len(curve) == len(marks) else None,
         curve=tuple(curve),
         tokens=supply.tokens,
         parameters=sum(p.numel() for _, p in trained_parameters(model.module)),
