@@ -81,7 +81,7 @@ def methods(
     plot: Annotated[bool, typer.Option(help="Draw methods.png, too.")] = True,
     jobs: Annotated[
         int, typer.Option(min=1, max=256, help="Processes that train at the same time.")
-    ] = 1,
+    ] = 2,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each process.")] = 1,
     device: DeviceOption = None,
     model: ModelOption = None,
@@ -310,6 +310,8 @@ def _spread(value: "Spread", sign: str = "") -> str:
 
 
 def _notes(report: "Report") -> Iterator[str]:
+    from node.compare.records import BASELINE
+
     task = report.task
     tokens = f"{report.rows[0].tokens:,}" if report.rows else "unknown"
     seeds = ", ".join(str(seed) for seed in report.seeds)
@@ -318,14 +320,12 @@ def _notes(report: "Report") -> Iterator[str]:
         f" {task.inner.optimizer.name} each, {tokens} tokens in all; seeds {seeds}"
     )
     yield "loss: nats a token, mean and deviation over seeds; each method at the best rate of:"
-    tried: dict[str, list[str]] = {}
-    for trial in report.grid[1:]:
-        known = tried.setdefault(trial.label, [])
-        rate = trial.rate or "own"
-        if trial.label != report.grid[0].label and rate not in known:
-            known.append(rate)
-    for label, known in tried.items():
-        yield f"  {label} {', '.join(known)}"
+    tried: dict[str, dict[str, None]] = {}
+    for trial in report.grid:
+        if trial.label != BASELINE:
+            tried.setdefault(trial.label, {})[trial.rate or "own"] = None
+    for label, rates in tried.items():
+        yield f"  {label} {', '.join(rates)}"
     yield "sent: a peer's contributions; received: all others'; both for each token it trains on"
     yield "synchronous: a ring all-reduce of float32 gradients, 2 (R - 1) / R * 4 P bytes a step"
     yield "Mbit/s: simulated time on links of so much up and down, work and exchange in turns"

@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
@@ -26,6 +27,7 @@ from node.compare.supply import Supply
 from node.compare.trial import train
 from node.config import NodeConfig, RunFile
 from node.durable import write_atomically
+from node.errors import UserError
 from node.training.data_config import DataConfig
 
 REPORT: Final = "methods.json"
@@ -127,6 +129,10 @@ class Comparison:
                     self.write()
         except KeyboardInterrupt:
             return False
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that trained ended by itself", "if memory was short, lower --jobs"
+            ) from error
         return True
 
     def report(self) -> Report:

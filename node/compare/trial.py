@@ -17,8 +17,8 @@ EVALUATIONS = 10  # points of a curve, at most
 
 
 def train(task: Task, cell: Cell, workshop: Workshop, tell: Tell) -> Outcome:
-    """Training that diverges is an outcome, too. Peers that give up on a round, because their
-    gradients are not finite, have diverged.
+    """Training that diverges is an outcome, too. So is training that left out batches because
+    gradients were not finite: its loss is not one at equal tokens.
     """
     torch.manual_seed(cell.seed)  # for models with dropout
     supply, model = Supply(workshop.data, cell.seed), workshop.another_model(cell.seed)

@@ -13,12 +13,12 @@ from node.methods.spsa_config import SpsaConfig
 if TYPE_CHECKING:
     from node.methods.parts.setup import Setup
 
-MethodConfig = Annotated[SpsaConfig | SparseLocoConfig | DilocoConfig, Discriminator("name")]
+AnyMethod = SpsaConfig | SparseLocoConfig | DilocoConfig
+MethodConfig = Annotated[AnyMethod, Discriminator("name")]
 """The `[method]` table; `name` says which."""
 
-CONFIGS: Final[Mapping[str, type[SpsaConfig | SparseLocoConfig | DilocoConfig]]] = {
-    get_args(kind.model_fields["name"].annotation)[0]: kind
-    for kind in get_args(get_args(MethodConfig)[0])
+CONFIGS: Final[Mapping[str, type[AnyMethod]]] = {
+    get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(AnyMethod)
 }
 """The settings of every method, by its name."""
 

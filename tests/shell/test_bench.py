@@ -12,7 +12,10 @@ from node.methods.registry import CONFIGS
 from tests.shell.runs import DILOCO, SPARSELOCO, write_run
 
 Run = Callable[..., tuple[int, str, str]]
-SMALL = ("--peers", "2", "--steps", "2", "--total-steps", "4", "--seeds", "1", "--rates", "own")
+SMALL = (
+    *("--peers", "2", "--steps", "2", "--total-steps", "4", "--seeds", "1", "--rates", "own"),
+    *("--jobs", "1"),
+)
 
 
 @pytest.fixture
