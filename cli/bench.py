@@ -91,14 +91,15 @@ def methods(
     """Train one model on the same tokens by every method, and synchronously by AdamW; say how the
     held-out losses, the bytes and the hours on real links differ.
 
-    All peers live in this process, each with a replica of its own, and exchange real payloads.
-    Each method is shown at the best outer rate of its grid: the one with the lowest mean of final
-    held-out losses over the seeds. `synchronous` is data-parallel training with the run's inner
-    optimizer, by the mean gradient of all peers in each step.
+    The peers of a training run share one process, each has a replica of its own, and they exchange
+    real payloads. Each method is shown at the best outer rate of its grid: the one with the lowest
+    mean of final held-out losses over the seeds. `synchronous` is data-parallel training with the
+    run's inner optimizer, by the mean gradient of all peers in each step.
 
     Hours are simulated, for links of 10, 100 and 1,000 Mbit/s up and down, from what was measured:
-    rounds * (seconds of one peer's work and merge + 8 * bytes that it receives / rate). Nothing
-    overlaps; --json has the hours with perfect overlap, too.
+    rounds * (seconds of one peer's work and merge + 8 * bytes that it receives / rate). Members
+    pass on what they hold, so on average a peer sends as much as it receives. Nothing overlaps;
+    --json has the hours with perfect overlap, too.
 
     Ctrl-C keeps what is finished; the same command goes on from there.
     """
