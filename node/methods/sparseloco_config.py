@@ -29,7 +29,11 @@ class SparseLocoConfig(InnerOuterConfig):
     larger as there are peers: it wants a smaller rate.
     """
 
-    rates: ClassVar[tuple[str, ...]] = ("0.5", "1", "2")
+    rates: ClassVar[tuple[str, ...]] = (
+        "1",
+        "2",
+        "4",
+    )  # the mean over peers makes moves that few sent small
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
