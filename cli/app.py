@@ -6,6 +6,7 @@ import typer
 
 from cli import (
     apply,
+    bench,
     check,
     doctor,
     export,
@@ -44,6 +45,7 @@ app.command("check")(check.check)
 app.command("export")(export.export)
 app.command("apply")(apply.apply)
 app.command("simulate")(simulate.simulate)
+app.add_typer(bench.bench, name="bench")
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from node.training.data import Data, open_data
 from node.training.data_config import DataConfig
 from node.training.evaluate import held_out_loss
 from node.training.losses import batch_loss
-from node.training.model_config import AnyModel, HfConfig
+from node.training.model_config import AnyModel, GptConfig, HfConfig
 from node.training.models import Model, build_model, model_digest
 from node.training.own_optimizer import check_own_optimizer
 from node.worker import Trainer
@@ -94,6 +94,15 @@ class Workshop:
                 "fetch the same files as the founder, or pass their place with --model",
             )
 
+    def another_model(self, seed: int = 0) -> Model:
+        """The starting model made anew; one that starts at random starts elsewhere with each
+        `seed`, and as the run says with 0.
+        """
+        config = self.model.config
+        if isinstance(config, GptConfig):
+            config = config.model_copy(update={"seed": (config.seed + seed) % (1 << 63)})
+        return _build(config, self.node, self.root, self.device)
+
     def trainer(self, run: RunId, method: object) -> Trainer:
         """Ready to work. Loading the initial state again later makes the model anew."""
         kernels = kernels_for(self.device, self.node.kernels)
@@ -105,7 +114,7 @@ class Workshop:
         built = build_method(method, setup(self.model))  # type: ignore[arg-type]
 
         def initial_state() -> Mapping[str, Tensor]:
-            fresh = _build(self.model.config, self.node, self.root, self.device)
+            fresh = self.another_model()
             return build_method(method, setup(fresh)).replicated_state()  # type: ignore[arg-type]
 
         return Trainer(built, lambda: held_out_loss(self.model.module, batches), initial_state)

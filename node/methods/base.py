@@ -8,7 +8,7 @@ on every peer.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +92,35 @@ class GoesOn(Enum):
     NEVER = auto()
     WHEN_OVERDUE = auto()  # ... because the round takes longer than rounds should
     AT_ONCE = auto()  # ... while the round is exchanged, and that time is part of the next window
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """Of a method's settings that can be compared with those of other methods: what a comparison
+    turns, whatever a method calls it. Each `with_` gives changed settings.
+    """
+
+    rates: ClassVar[tuple[str, ...]]
+    """Rates of everyone's update that are worth trying, ascending; none: only its own settings."""
+    from_scratch: ClassVar[bool]
+    """It can train a model that knows nothing yet."""
+
+    @property
+    def batches_a_round(self) -> int | None:
+        """Micro-batches that each peer looks at in a round; None: as many as the window allows."""
+        ...
+
+    def with_steps(self, steps: int) -> Self:
+        """Exactly so many inner steps a round, where the method leaves a choice."""
+        ...
+
+    def with_rounds(self, rounds: int) -> Self:
+        """What falls in the course of a run reaches its end after so many rounds."""
+        ...
+
+    def with_rate(self, rate: str) -> Self:
+        """Everyone's update at this rate, in every round."""
+        ...
 
 
 @runtime_checkable

@@ -4,22 +4,21 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from node.methods.parts.header import weigh_header
 from node.methods.parts.schedule import Decimal, Schedule
 from node.methods.parts.tiles import SIDE_MAX, CoefficientLayout, Values
+from node.methods.parts.tuned import TunedConfig
 from node.training.gradient_config import GradientConfig
 from node.training.inner_config import InnerConfig
 
 
-class DemoConfig(BaseModel):
+class DemoConfig(TunedConfig):
     """Part of the manifest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: Literal["demo"]
-    learning_rate: Schedule
+    learning_rate: Schedule = Schedule(peak="0.001")
     """Of the update. With `update = "sign"` it is how far each weight moves in a round."""
     weight_decay: Decimal = "0"
     """The share of each weight that a round takes away, times the learning rate."""
@@ -51,6 +50,7 @@ class DemoConfig(BaseModel):
     gradient: GradientConfig = GradientConfig()
 
     unit_of_work: ClassVar[str] = "batches"
+    rates: ClassVar[tuple[str, ...]] = ("0.0003", "0.001", "0.003")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -95,6 +95,16 @@ class DemoConfig(BaseModel):
     @property
     def takes_gradients(self) -> bool:
         return True
+
+    @property
+    def batches_a_round(self) -> int | None:
+        return self.gradient.batches
+
+    def with_steps(self, steps: int) -> Self:
+        """A round is one step, of one batch unless the settings say how many."""
+        if self.gradient.batches:
+            return self
+        return self.changed(gradient={**self.gradient.model_dump(), "batches": 1})
 
     def cautions(self) -> Sequence[str]:
         return []

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from math import prod
-from typing import Final, Literal, Self
+from typing import ClassVar, Final, Literal, Self
 
 from pydantic import model_validator
 
@@ -35,6 +35,12 @@ class DilocoConfig(InnerOuterConfig):
     """Of each element that is sent: 32 and 16 are floats, 8 an integer and 4 a power of two, both
     with a scale for each 4096 of them.
     """
+
+    rates: ClassVar[tuple[str, ...]] = (
+        "0.1",
+        "0.3",
+        "0.7",
+    )  # short rounds want less than the paper's
 
     @model_validator(mode="after")
     def _momentum_is_one(self) -> Self:

@@ -63,7 +63,7 @@ class EControl(SparseMethod[EControlConfig]):
 
     def work(self, round: RoundContext) -> WorkResult:
         self._compare_place()
-        self._is_anew = self._is_lost or self._are_others(round)
+        self._is_anew = self._are_others(round)
         result = super().work(round)
         self._change = None
         return replace(result, payload=result.payload + (ANEW if self._is_lost else GOES_ON))

@@ -1,6 +1,6 @@
 """What a run file says of EControl and EF21, and what follows from that alone."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,8 @@ class EControlConfig(SparseConfig):
     """eta: how much of what was never sent is tried again each round. Large ones bring back the
     swings that the method is there to avoid.
     """
+
+    rates: ClassVar[tuple[str, ...]] = ("0.5", "1", "2")
 
     @model_validator(mode="after")
     def _forgets_nothing(self) -> Self:

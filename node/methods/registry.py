@@ -1,6 +1,7 @@
 """The only list of methods. Nothing outside this package asks which one runs."""
 
-from typing import TYPE_CHECKING, Annotated, assert_never
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Final, assert_never, get_args
 
 from pydantic import Discriminator
 
@@ -14,11 +15,23 @@ from node.methods.spsa_config import SpsaConfig
 if TYPE_CHECKING:
     from node.methods.parts.setup import Setup
 
-MethodConfig = Annotated[
-    SpsaConfig | SparseLocoConfig | DilocoConfig | EControlConfig | DemoConfig,
-    Discriminator("name"),
-]
+AnyMethod = SpsaConfig | SparseLocoConfig | DilocoConfig | EControlConfig | DemoConfig
+MethodConfig = Annotated[AnyMethod, Discriminator("name")]
 """The `[method]` table; `name` says which."""
+
+CONFIGS: Final[Mapping[str, type[AnyMethod]]] = {
+    get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(AnyMethod)
+}
+"""The settings of every method, by its name."""
+
+
+def config_beside(name: str, other: MethodConfig) -> MethodConfig:
+    """The method called `name` as its own defaults have it, with the inner steps of `other` where
+    both take such steps. Raises ValidationError when it has no defaults.
+    """
+    kind, inner = CONFIGS[name], getattr(other, "inner", None)
+    shared = {"inner": inner} if inner is not None and "inner" in kind.model_fields else {}
+    return kind.model_validate({"name": name, **shared})
 
 
 def build_method(config: MethodConfig, setup: "Setup") -> Method:

@@ -4,7 +4,7 @@ judging entries take neither a model nor compiled loops.
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,9 @@ class SparseLocoConfig(SparseConfig):
     """Peers seldom send the same place, so the mean over those who sent one is up to as many times
     larger as there are peers: it wants a smaller rate.
     """
+
+    rates: ClassVar[tuple[str, ...]] = ("1", "2", "4")
+    """The mean over peers makes moves that few sent small."""
 
     def cautions(self) -> Sequence[str]:
         found = list(super().cautions())

@@ -1,12 +1,13 @@
 """The settings of SPSA, and how a payload is weighed: neither takes a model."""
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from node.methods.parts.probes import PROBES_MAX, decode
 from node.methods.parts.schedule import Schedule
+from node.methods.parts.tuned import TunedConfig
 
 _POOL_WELL: Final = 1024
 
@@ -24,10 +25,8 @@ class SeedPool(BaseModel):
     """FedKSeed-Pro: directions with larger gradients are tried more often."""
 
 
-class SpsaConfig(BaseModel):
+class SpsaConfig(TunedConfig):
     """Part of the manifest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["spsa"] = "spsa"
     learning_rate: Schedule
@@ -50,6 +49,7 @@ class SpsaConfig(BaseModel):
     seeds: SeedPool | None = None
 
     unit_of_work: ClassVar[str] = "probes"
+    from_scratch: ClassVar[bool] = False  # the larger the model, the slower
 
     def weigh(self, payload: bytes) -> int:
         return len(decode(payload, None if self.seeds is None else self.seeds.pool))
@@ -76,3 +76,11 @@ class SpsaConfig(BaseModel):
                 f" FedKSeed's authors (2312.06353) take {_POOL_WELL} to 4096"
             ]
         return []
+
+    @property
+    def batches_a_round(self) -> int | None:
+        return self.probes
+
+    def with_steps(self, steps: int) -> Self:
+        """A probe for a step, unless the settings say how many."""
+        return self if self.probes else self.changed(probes=steps)

@@ -76,6 +76,13 @@ class InnerConfig(Table):
             )
         return self
 
+    def over(self, rounds: int) -> Self:
+        """The same, with a rate that ends its fall, if it falls, after so many rounds."""
+        if not self.schedule.decay_rounds:
+            return self
+        schedule = self.schedule.model_copy(update={"decay_rounds": rounds})
+        return self.model_copy(update={"schedule": schedule})
+
     @property
     def attempts_max(self) -> int:
         """Steps in a round, those counted that are skipped."""

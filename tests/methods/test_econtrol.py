@@ -212,9 +212,12 @@ def test_a_restart_with_what_it_kept_changes_nothing(
     context = make_round(4, 0, 1)
     assert contribution(me, context) == contribution(reborn, context)
     assert contribution(older, context).payload.endswith(ANEW)
-    fresh = EControl(configured(), make_setup())
-    fresh.load_local_state(local)  # and no state: it replays from the start
+    fresh, replaying = (EControl(configured(), make_setup()) for _ in range(2))
+    for method in (fresh, replaying):
+        method.load_local_state(local)  # and no state: they start from the run's beginning
     assert contribution(fresh, make_round(0, 0, 1)).payload.endswith(ANEW)
+    replaying.merge(make_round(0, 0, 1), [])
+    assert not replaying._mine.any()
     me.load_replicated_state(states[-1])  # the same place again
     assert not me._is_lost
 

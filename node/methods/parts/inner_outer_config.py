@@ -1,17 +1,16 @@
 """What the settings of all methods of inner steps share."""
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from node.methods.parts.header import weigh_header
+from node.methods.parts.tuned import TunedConfig
 from node.training.inner_config import InnerConfig
 
 
-class InnerOuterConfig(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class InnerOuterConfig(TunedConfig):
     inner: InnerConfig = InnerConfig()
     feedback_decay: Annotated[float, Field(ge=0, le=1)] = 1.0
     """What is left, a round later, of what was not sent, and of what missed its round."""
@@ -48,3 +47,13 @@ class InnerOuterConfig(BaseModel):
                 " models that stray further from each other average worse"
             ]
         return []
+
+    @property
+    def batches_a_round(self) -> int | None:
+        return self.inner.steps and self.inner.batches_max
+
+    def with_steps(self, steps: int) -> Self:
+        return self.changed(inner={**self.inner.model_dump(), "steps": steps})
+
+    def with_rounds(self, rounds: int) -> Self:
+        return self.changed(inner=self.inner.over(rounds).model_dump())

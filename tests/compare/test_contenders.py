@@ -1,0 +1,191 @@
+"""What is compared is comparable: the same tokens, real bytes, replicas that agree."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from node.build import Workshop
+from node.compare import plan
+from node.compare.contenders import Swarm, Synchronous
+from node.compare.records import Cell, Outcome, Task
+from node.compare.run import Comparison
+from node.compare.supply import Supply
+from node.compare.trial import EVALUATIONS, train
+from node.config import load_run_file
+from node.methods.diloco_config import DilocoConfig
+from node.methods.parts.header import Header
+from node.methods.registry import CONFIGS
+from node.training.losses import Batch
+from tests.compare.conftest import SGD, MakeComparison, quietly
+
+FROM_SCRATCH = [name for name, kind in CONFIGS.items() if kind.from_scratch]
+
+
+class Recording(Supply):
+    """Remembers what it handed out."""
+
+    def __init__(self, workshop: Workshop, seed: int) -> None:
+        super().__init__(workshop.data, seed)
+        self.seen: list[bytes] = []
+
+    def batch(self, slot: int) -> Batch:
+        batch = super().batch(slot)
+        self.seen.append(batch.inputs.numpy().tobytes())
+        return batch
+
+
+def parts(comparison: Comparison) -> tuple[Task, Workshop, list[Cell]]:
+    return comparison._task, comparison._workshop, comparison.cells
+
+
+def flat(module: nn.Module) -> Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+
+
+def test_averaging_each_step_of_sgd_is_synchronous_sgd(make_comparison: MakeComparison) -> None:
+    """METHODS E1: H = 1, rate 1, no momentum. The anchor of all comparisons: peers and baseline
+    train on the same tokens in the same order, and their mean is the same mean.
+    """
+    task, workshop, cells = parts(
+        make_comparison(SGD, peers=3, steps=(1,), seeds=(1,), methods=("diloco",))
+    )
+    synchronous, method = (cell.method for cell in cells)
+    assert synchronous is None
+    assert isinstance(method, DilocoConfig)
+    ours, theirs = (workshop.another_model(1).module for _ in range(2))
+    supplies = [Recording(workshop, 1) for _ in range(2)]
+    start = flat(ours)
+    swarm = Swarm(task, method, workshop, ours, supplies[0])
+    reference = Synchronous(task, 5, workshop, theirs, supplies[1])
+    for round in range(5):
+        swarm.close(round)
+        reference.close(round)
+        assert sorted(supplies[0].seen) == sorted(supplies[1].seen)
+        torch.testing.assert_close(flat(ours), flat(theirs), rtol=0, atol=1e-6)
+    assert len(set(supplies[0].seen)) == 5 * 3 * 2, "rounds, peers, micro-batches of a step"
+    assert (flat(ours) - start).abs().max() > 1e-3, "it moves"
+
+
+def test_the_losses_of_the_anchor_agree(make_comparison: MakeComparison) -> None:
+    comparison = make_comparison(SGD, steps=(1,), methods=("diloco",), total_steps=12)
+    assert comparison.run(quietly)
+    baseline, row = comparison.report().rows
+    assert row.gap is not None
+    assert abs(row.gap.mean) < 1e-6
+    assert row.tokens == baseline.tokens == 12 * 2 * 2 * 2 * 16
+
+
+@pytest.mark.parametrize("name", FROM_SCRATCH)
+def test_every_method_takes_part(make_comparison: MakeComparison, name: str) -> None:
+    """P1: whatever the registry knows; all replicas end with the same bits, on the same tokens."""
+    task, workshop, cells = parts(make_comparison(methods=(name,), rates={}, peers=3))
+    tried = [cell for cell in cells if cell.method is not None]
+    assert {cell.rate for cell in tried} == set(CONFIGS[name].rates or (None,))
+    told: list[int] = []
+    outcome = train(task, tried[-1], workshop, told.append)
+    assert len(outcome.digests) == 3
+    assert outcome.agrees
+    assert outcome.loss is not None
+    assert outcome.tokens == 4 * 3 * 2 * 16, "steps, peers, samples, context"
+    assert sum(told) == 4 * 3
+    assert outcome.sent_bytes > 4
+    assert outcome.received_bytes == 2 * outcome.sent_bytes
+
+
+def test_a_replica_that_differs_is_seen(make_comparison: MakeComparison) -> None:
+    """P1: digests are of the replicas, not of one of them."""
+    task, workshop, cells = parts(make_comparison(methods=("sparseloco",)))
+    method = cells[-1].method
+    assert method is not None
+    swarm = Swarm(task, method, workshop, workshop.another_model().module, Supply(workshop.data, 0))
+    swarm.close(0)
+    assert len(set(swarm.digests())) == 1
+    next(iter(swarm.methods[1].replicated_state().values())).view(-1)[0] += 1
+    assert len(set(swarm.digests())) == 2
+    outcome = train(task, cells[-1], workshop, lambda batches: None)
+    assert not outcome.model_copy(update={"digests": swarm.digests()}).agrees
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_bytes_are_those_of_the_payloads(make_comparison: MakeComparison, bits: int) -> None:
+    """P7: what a layout and a header come to, no estimate."""
+    run = f'[method]\nname = "diloco"\nvalue_bits = {bits}\n'
+    task, workshop, cells = parts(make_comparison(run, peers=3, methods=("diloco",)))
+    method = cells[-1].method
+    assert isinstance(method, DilocoConfig)
+    sizes = [p.numel() for p in workshop.model.module.parameters()]
+    attached = method.layout(sizes).bytes
+    header = len(Header(steps=2, batches=2, tokens=2 * 2 * 16).encode())
+    outcome = train(task, cells[-1], workshop, lambda batches: None)
+    assert outcome.sent_bytes == attached + header
+    assert outcome.received_bytes == 2 * (attached + header)
+    baseline = train(task, cells[0], workshop, lambda batches: None)
+    assert baseline.sent_bytes == baseline.received_bytes == 2 * 2 / 3 * 4 * sum(sizes)
+
+
+def test_seeds_differ_and_repeat(make_comparison: MakeComparison) -> None:
+    """In weights and in order, and never in what is held out."""
+    task, workshop, cells = parts(make_comparison(methods=("diloco",), seeds=(0, 1)))
+    first, second, *_ = cells
+    assert flat(workshop.another_model(0).module).equal(flat(workshop.model.module))
+    assert not flat(workshop.another_model(1).module).equal(flat(workshop.model.module))
+    orders = [Recording(workshop, seed) for seed in (0, 1)]
+    for order in orders:
+        order.batch(0)
+    assert orders[0].seen != orders[1].seen
+    again = [losses(train(task, first, workshop, lambda batches: None)) for _ in range(2)]
+    assert again[0] == again[1]
+    assert again[0] != losses(train(task, second, workshop, lambda batches: None))
+
+
+def losses(outcome: Outcome) -> tuple[tuple[int, float], ...]:
+    assert outcome.loss == outcome.curve[-1][1]
+    return outcome.curve
+
+
+def test_a_curve_has_a_few_points_and_the_last_one(make_comparison: MakeComparison) -> None:
+    task, workshop, cells = parts(make_comparison(methods=("diloco",), total_steps=26))
+    baseline, method = (train(task, cell, workshop, lambda batches: None) for cell in cells)
+    assert [at for at, _ in baseline.curve] == [-(-26 * i // 10) for i in range(1, 11)]
+    assert len(method.curve) == EVALUATIONS
+    assert method.curve[-1][0] == 26
+
+
+def test_training_that_diverges_is_an_outcome(make_comparison: MakeComparison) -> None:
+    run = '[method]\nname = "diloco"\n[method.inner.optimizer]\nname = "sgd"\nlr = 1000\n'
+    rates = {"": ("1000",)}
+    comparison = make_comparison(run, methods=("diloco",), steps=(4,), rates=rates, total_steps=40)
+    told: list[int] = []
+    assert comparison.run(lambda progress: told.append(progress.batches))
+    assert told[-1] == 2 * 2 * 40, "what need not be trained any more is no work that is left"
+    report = comparison.report()
+    assert report.is_whole
+    assert report.rows == ()
+    assert report.diverged == ("synchronous, H 1", "diloco, H 4")
+    assert [trial.losses for trial in report.grid] == [{0: None}, {0: None}]
+
+
+def test_what_falls_in_a_run_falls_in_all_of_them(make_comparison: MakeComparison) -> None:
+    """An inner rate reaches its end with the training, however long a round is."""
+    run = SGD + "schedule = {{ decay_rounds = 1000, final_share = 0.0 }}\n"
+    comparison = make_comparison(run, methods=("diloco",), steps=(1, 4), total_steps=8)
+    _, *methods = (cell.method for cell in comparison.cells)
+    assert [m.inner.schedule.decay_rounds for m in methods if isinstance(m, DilocoConfig)] == [8, 2]
+    assert plan.inner_of(comparison._wishes.run_file).over(8).schedule.decay_rounds == 8
+    comparison.run(quietly)
+    assert math.isclose(*(row.loss.mean for row in comparison.report().rows[:2]), abs_tol=1e-6)
+
+
+def test_private_data_are_shared_out_too(make_comparison: MakeComparison, tmp_path: Path) -> None:
+    """One machine plays all peers: each sees batches of its own."""
+    comparison = make_comparison(SGD, methods=("diloco",), steps=(1,))
+    text = (tmp_path / "run.toml").read_text()
+    (tmp_path / "run.toml").write_text(text.replace("batch = 2\n", "batch = 2\nprivate = true\n"))
+    run_file = load_run_file(tmp_path / "run.toml")
+    assert run_file.data.private
+    private = Comparison(replace(comparison._wishes, run_file=run_file))
+    assert private.cells[0].key(private._task) == comparison.cells[0].key(comparison._task)

@@ -1,0 +1,137 @@
+"""`peer bench methods` as a person meets it."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli import app
+from node.methods.registry import CONFIGS
+from tests.shell.runs import DILOCO, SPARSELOCO, write_run
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL = (
+    *("--peers", "2", "--steps", "2", "--total-steps", "4", "--seeds", "1", "--rates", "own"),
+    *("--jobs", "1"),
+)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `peer bench methods` in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["peer", "bench", "methods", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        out, err = capsys.readouterr()
+        code = ended.value.code
+        return int(code) if code else 0, out, err
+
+    return run
+
+
+def test_a_table_and_a_picture(bench: Run, tmp_path: Path) -> None:
+    """P7: every method, what it lost, what it sent, how long that takes, and what was compared."""
+    run, out = str(write_run(tmp_path, method=SPARSELOCO)), tmp_path / "out"
+    code, said, err = bench(run, *SMALL, "--out", str(out))
+    assert code == 0, err
+    table, _, notes = said.partition("tiny: 2 peers, 4 inner steps of adamw each, 256 tokens")
+    rows = {line.split()[0]: line.split() for line in table.splitlines() if line.strip()}
+    for name, kind in CONFIGS.items():
+        if kind.from_scratch:
+            assert rows[name][2] == "own"
+            assert rows[name][-1] == "equal"
+    assert rows["synchronous"][1:3] == ["1", "-"]
+    assert "ring all-reduce" in notes
+    assert "written" in err
+    assert {path.name for path in out.iterdir()} == {"cells", "methods.json", "methods.png"}
+
+
+def test_json_is_the_whole_report(bench: Run, tmp_path: Path) -> None:
+    run, out = str(write_run(tmp_path, method=DILOCO)), tmp_path / "out"
+    rest = ("--methods", "diloco", "--no-plot", "--json")
+    code, said, err = bench(run, *SMALL, *rest, "--out", str(out))
+    assert code == 0, err
+    facts = json.loads(said)
+    assert facts == json.loads((out / "methods.json").read_text())
+    baseline, row = facts["rows"]
+    assert baseline["label"] == "synchronous"
+    assert baseline["gap"]["mean"] == 0
+    assert row["label"] == "diloco"
+    assert row["loss"]["mean"] == facts["cells"][1]["outcome"]["loss"]
+    assert row["sent_bytes_a_token"] == row["received_bytes_a_token"] > 0
+    assert set(row["hours"]) == set(row["hours_overlapped"]) == {"10", "100", "1000"}
+    assert facts["seeds"] == [0]
+    assert facts["digests_equal"]
+    assert facts["task"]["peers"] == 2
+    assert "received_bytes" in facts["formulas"]["hours"]
+    assert not (out / "methods.png").exists()
+
+
+def test_help_says_what_is_compared(bench: Run) -> None:
+    code, said, _ = bench("--help")
+    assert code == 0
+    words = " ".join(said.split())
+    for part in ("8 * bytes that it receives / rate", "lowest mean", "goes on from there"):
+        assert part in words
+    for option in ("--peers", "--steps", "--seeds", "--methods", "--rates", "--out", "--jobs"):
+        assert option in words
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "hinted"),
+    [
+        (("--methods", "sparse"), "no method 'sparse'", "sparseloco"),
+        (("--methods", "spsa"), "learning_rate is missing", "FILE.toml"),
+        (("--steps", "1,x"), "no list of whole numbers", "1,5,15"),
+        (("--steps", "0"), "no list of whole numbers", "1,5,15"),
+        (("--steps", "5,5"), "one thing twice", "a,b,c"),
+        (("--steps", "3", "--total-steps", "4"), "4 steps are no whole number", "--total-steps 3"),
+        (("--seeds", "0"), "no number of seeds", "one seed"),
+        (("--rates", "fast"), "'fast' is no rate", "--rates"),
+        (("--rates", "muloco=1"), "'muloco'", "sparseloco"),
+        (("--total-steps", "4", "--tokens", "100"), "both", "one of them"),
+    ],
+)
+def test_what_cannot_be_compared(
+    bench: Run, tmp_path: Path, options: tuple[str, ...], said: str, hinted: str
+) -> None:
+    run, out = str(write_run(tmp_path, method=SPARSELOCO)), tmp_path / "out"
+    code, _, err = bench(run, *options, "--out", str(out))
+    assert code == 2
+    assert_complaint(err, said, hinted)
+    assert not out.exists()
+
+
+def assert_complaint(err: str, said: str, hinted: str) -> None:
+    error, hint = err.strip().splitlines()[-2:]
+    assert error.startswith("error: ")
+    assert said in error
+    assert hint.startswith("hint: ")
+    assert hinted in hint
+
+
+def test_a_model_that_inner_steps_cannot_train(bench: Run, tmp_path: Path) -> None:
+    path, out = write_run(tmp_path, method=SPARSELOCO), tmp_path / "out"
+    path.write_text(path.read_text().replace("width = 8", 'width = 8\ndtype = "bf16"'))
+    code, _, err = bench(str(path), *SMALL, "--out", str(out))
+    assert code == 2
+    assert_complaint(err, "is torch.bfloat16", 'dtype = "fp32"')
+    assert not out.exists()
+
+
+def test_a_missing_extra_is_said_before_anything_is_trained(
+    bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    run, out = str(write_run(tmp_path, method=SPARSELOCO)), tmp_path / "out"
+    code, _, err = bench(run, *SMALL, "--out", str(out))
+    assert code == 2
+    assert_complaint(err, "'matplotlib' is needed", "peertrain[plot]")
+    assert not out.exists()
+    code, _, err = bench(run, *SMALL, "--methods", "diloco", "--no-plot", "--out", str(out))
+    assert code == 0, err
