@@ -1,6 +1,7 @@
 """EControl and EF21: their limits, what nobody loses, and what happens when members change."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from node.methods.base import Contribution, RoundContext
 from node.methods.econtrol import EControl
 from node.methods.econtrol_config import ANEW, GOES_ON, EControlConfig
+from node.methods.parts.header import decode_header
 from tests.methods.conftest import MakeRound, MakeSetup
 from tests.methods.inner_outer import contribution, go_on, theta, waiting
 
@@ -250,6 +252,23 @@ def test_the_memory_is_part_of_what_all_hold(make_crew: Make) -> None:
     me._total[3] -= 1
     me._seats += 2
     assert me.state_digest(5) != before
+
+
+def test_who_saw_no_token_stands_for_what_it_stood_for(
+    make_setup: MakeSetup, make_round: MakeRound
+) -> None:
+    """P3: it is listed, and counts for nothing; what all remember of it is applied all the same."""
+    me = EControl(configured(), make_setup())
+    me.merge(make_round(0, 0, 1), [contribution(me, make_round(0, 0, 1))])
+    mine, start = me._mine.clone(), theta(me)
+    one = contribution(me, make_round(1, 0, 1))
+    waits = waiting(me)
+    header = decode_header(one.payload, me.config.inner)[0]
+    silent = replace(header, steps=0, tokens=0).encode() + GOES_ON
+    me.merge(make_round(1, 0, 1), [replace(one, payload=silent)])
+    assert torch.equal(me._mine, mine)
+    assert torch.equal(waiting(me), waits - mine)
+    torch.testing.assert_close(theta(me), start - 0.5 * mine, rtol=0, atol=1e-7)
 
 
 def test_steps_ahead_go_with_it(make_setup: MakeSetup, make_round: MakeRound) -> None:
