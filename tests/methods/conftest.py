@@ -1,52 +1,27 @@
-"""A small run that fits a test: a tiny byte-level model on text made up on the spot."""
+"""What tests of methods are given."""
 
 from collections.abc import Callable
-from typing import Literal
 
-import numpy as np
 import pytest
 import torch
 
-from node.kernels import kernels_for
 from node.methods.base import RoundContext
 from node.methods.parts.setup import Setup
-from node.training.data import Data, Windows
-from node.training.data_config import DataConfig
-from node.training.losses import batch_loss
-from node.training.model_config import GptConfig
-from node.training.models import build_model
+from tests.methods.making import RUN, peer, round_of, tiny_setup
 
-RUN = bytes(range(32))
+__all__ = ["RUN", "MakeRound", "MakeSetup", "peer"]
+
 torch.set_num_threads(1)  # the models here are tiny: threads only wait for each other
 
 MakeSetup = Callable[..., Setup]
 MakeRound = Callable[..., RoundContext]
 
 
-def peer(number: int) -> bytes:
-    return bytes([number]) * 32
-
-
 @pytest.fixture
 def make_setup() -> MakeSetup:
-    """Each call gives a fresh model with the same weights, as another peer would have."""
-
-    def make(dtype: Literal["fp32", "bf16"] = "fp32", private: bool = False) -> Setup:
-        model = build_model(
-            GptConfig(kind="gpt", layers=1, width=8, heads=1, context=8, dtype=dtype)
-        )
-        config = DataConfig(source="text", path=("unused",), context=8, batch=2, private=private)
-        stream = np.arange(4000, dtype=np.uint32) * 7 % 11 + 97
-        data = Data(config, Windows([stream[:3000]], 8), Windows([stream[3000:]], 8))
-        return Setup(model.module, data, batch_loss, kernels_for(torch.device("cpu")), RUN)
-
-    return make
+    return tiny_setup
 
 
 @pytest.fixture
 def make_round() -> MakeRound:
-    def make(number: int, me: int, seats: int = 3) -> RoundContext:
-        members = tuple(peer(i) for i in range(seats))
-        return RoundContext(RUN, number, peer(me), members, lambda: True)
-
-    return make
+    return round_of
