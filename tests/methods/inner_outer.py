@@ -6,6 +6,7 @@ from torch import Tensor
 from node.methods.base import Contribution, RoundContext
 from node.methods.demo import Demo
 from node.methods.diloco import Diloco
+from node.methods.parts.setup import Setup
 from node.methods.sparseloco import SparseLoco
 
 Method = SparseLoco | Diloco | Demo
@@ -32,3 +33,12 @@ def sent(method: Method, one: Contribution, round: int = 0) -> Tensor:
     dense = torch.zeros_like(method._feedback.values)
     dense[positions] = values
     return dense
+
+
+def gradient(setup: Setup, slot: int) -> Tensor:
+    """Of the mean loss of one batch, at the model's weights."""
+    setup.model.zero_grad()
+    setup.loss(setup.model, setup.data.batch(slot)).backward()
+    found = torch.cat([p.grad.reshape(-1) for p in setup.model.parameters() if p.grad is not None])
+    setup.model.zero_grad()
+    return found
