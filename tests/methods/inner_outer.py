@@ -9,6 +9,7 @@ from node.methods.base import Contribution, GoesOn, RoundContext
 from node.methods.demo import Demo
 from node.methods.diloco import Diloco
 from node.methods.econtrol import EControl
+from node.methods.parts.setup import Setup
 from node.methods.sparseloco import SparseLoco
 
 Method = SparseLoco | Diloco | EControl | Demo
@@ -42,3 +43,12 @@ def sent(method: Method, one: Contribution, round: int = 0) -> Tensor:
     dense = torch.zeros_like(method._feedback.values)
     dense[positions] = values
     return dense
+
+
+def gradient(setup: Setup, slot: int) -> Tensor:
+    """Of the mean loss of one batch, at the model's weights."""
+    setup.model.zero_grad()
+    setup.loss(setup.model, setup.data.batch(slot)).backward()
+    found = torch.cat([p.grad.reshape(-1) for p in setup.model.parameters() if p.grad is not None])
+    setup.model.zero_grad()
+    return found

@@ -107,6 +107,14 @@ def test_weights_move_as_fractions_do(
     assert found.item() == (wanted.item() if abs(wanted.item()) >= TINY else 0.0)
 
 
+def test_what_moves_is_rounded_before_it_is_scaled() -> None:
+    """P1: 2^24 + 1 is 2^24 in float32. So the product is exact, fused or not."""
+    theta = torch.zeros(1)
+    along = torch.tensor([2.0**24 + 1], dtype=torch.float64)
+    move(theta, along, 1 + Fraction(1, 2**23), Fraction(1), False)
+    assert theta.item() == -(2.0**24 + 2)
+
+
 def test_nothing_moves_nothing() -> None:
     """sign(0) = 0; what decay makes tiny becomes +0."""
     theta = torch.tensor([0.25, -0.5, TINY, -TINY])

@@ -21,8 +21,7 @@ from node.methods.parts.outgoing import Outgoing
 from node.methods.parts.tiles import Tiles
 from node.training.losses import Batch, batch_loss
 from tests.methods.conftest import MakeRound, MakeSetup, peer
-from tests.methods.inner_outer import contribution, sent, theta, waiting
-from tests.methods.test_diloco import gradient
+from tests.methods.inner_outer import contribution, gradient, sent, theta, waiting
 from tests.training import modules
 
 REPLICATORS = ("dct", *get_args(Mask))

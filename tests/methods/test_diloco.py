@@ -14,9 +14,8 @@ from node.methods.diloco_config import DilocoConfig
 from node.methods.parts.dense_codec import decode, encode
 from node.methods.parts.header import decode_header
 from node.methods.parts.outer_step import TINY, outer_step
-from node.methods.parts.setup import Setup
 from tests.methods.conftest import MakeRound, MakeSetup, peer
-from tests.methods.inner_outer import contribution, sent, theta
+from tests.methods.inner_outer import contribution, gradient, sent, theta
 
 SGD = {"name": "sgd", "lr": 0.05}
 MOVES = {"learning_rate": {"peak": "1"}, "momentum": "0"}  # to the peers' average
@@ -25,15 +24,6 @@ MOVES = {"learning_rate": {"peak": "1"}, "momentum": "0"}  # to the peers' avera
 def configured(steps: int, optimizer: dict[str, object], **changes: object) -> DilocoConfig:
     inner = {"steps": steps, "optimizer": optimizer}
     return DilocoConfig.model_validate({"name": "diloco", "inner": inner, **changes})
-
-
-def gradient(setup: Setup, slot: int) -> Tensor:
-    """Of the mean loss of one batch, at the model's weights."""
-    setup.model.zero_grad()
-    setup.loss(setup.model, setup.data.batch(slot)).backward()
-    found = torch.cat([p.grad.reshape(-1) for p in setup.model.parameters() if p.grad is not None])
-    setup.model.zero_grad()
-    return found
 
 
 def test_one_inner_step_is_synchronous_sgd(make_setup: MakeSetup, make_round: MakeRound) -> None:
