@@ -10,7 +10,9 @@ from cli.console import (
     DeviceOption,
     JsonOption,
     ModelOption,
+    ProcessesOption,
     Teller,
+    drives,
     known,
     print_json,
     size,
@@ -22,6 +24,7 @@ def check(
     model: ModelOption = None,
     data: DataOption = None,
     device: DeviceOption = None,
+    processes: ProcessesOption = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Only read the file; load nothing, measure nothing.")
     ] = False,
@@ -52,6 +55,7 @@ def check(
             threads=None,
             model=model,
             data=data,
+            processes=processes,
         )
         Teller()("loading model and data, and timing one round of work")
         swarm = Swarm(peers, uplink or UPLINKS)
@@ -101,6 +105,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             + (f" and {size(facts['attachment_bytes'])} attached" * bool(facts["attachment_bytes"]))
             + " a round and peer",
         ),
+        ("device", drives(facts)),
         *(_outlook(facts["peers"], line) for line in facts["outlooks"]),
         ("model digest", facts["model_digest"][:16]),
         ("data digest", (facts["data_digest"] or "none: private")[:16]),

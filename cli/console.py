@@ -5,6 +5,7 @@ stderr.
 import json
 import sys
 import time
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,6 +53,10 @@ MapPortOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads to use.")]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option("--processes", min=1, max=64, help="Of this peer: one for each GPU to use."),
+]
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Where the model is on this machine.")
 ]
@@ -110,6 +115,12 @@ def size(count: float | None) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def drives(facts: Mapping[str, Any]) -> str:
+    """A peer's device, and how many of them."""
+    count = facts["processes"]
+    return f"{facts['device']}, {known(count)} {'process' if count == 1 else 'processes'}"
 
 
 def find_home(home: Path | None) -> Path:

@@ -14,6 +14,7 @@ from cli.console import (
     ListenOption,
     MapPortOption,
     ModelOption,
+    ProcessesOption,
     Teller,
     ThreadsOption,
 )
@@ -36,6 +37,7 @@ def join(
     map_port: MapPortOption = False,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
+    processes: ProcessesOption = None,
     model: ModelOption = None,
     data: DataOption = None,
 ) -> None:
@@ -66,6 +68,7 @@ def join(
         advertise=advertise,
         device=device,
         threads=threads,
+        processes=processes,
         model=model,
         data=data,
         map_port=map_port,

@@ -17,6 +17,7 @@ def node_config(
     model: str | None,
     data: list[str] | None,
     map_port: bool = False,
+    processes: int | None = None,
 ) -> "NodeConfig":
     """Raises ConfigError."""
     from node.config import NodeConfig
@@ -37,6 +38,8 @@ def node_config(
         changes["map_port"] = True
     if threads is not None:
         changes["threads"] = threads
+    if processes is not None:
+        changes["processes"] = processes
     for address in (*changes.get("listen", ()), *changes.get("advertise", ())):
         if not address.startswith("tcp://") or not address.rpartition(":")[2].isdigit():
             raise ConfigError(f"{address!r} is no address", "write tcp://HOST:PORT")

@@ -13,6 +13,7 @@ from cli.console import (
     ListenOption,
     MapPortOption,
     ModelOption,
+    ProcessesOption,
     Teller,
     ThreadsOption,
 )
@@ -26,6 +27,7 @@ def start(
     map_port: MapPortOption = False,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
+    processes: ProcessesOption = None,
     model: ModelOption = None,
     data: DataOption = None,
     invite_file: Annotated[
@@ -46,6 +48,7 @@ def start(
         advertise=advertise,
         device=device,
         threads=threads,
+        processes=processes,
         model=model,
         data=data,
         map_port=map_port,

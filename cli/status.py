@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cli.console import HomeOption, JsonOption, find_home, known, print_json, size
+from cli.console import HomeOption, JsonOption, drives, find_home, known, print_json, size
 
 
 def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
@@ -37,6 +37,7 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("run", f"{facts['name']} {facts['run'][:8]}"),
         ("peer", f"{facts['peer'][:8]}, pid {facts['pid']}, {', '.join(facts['addresses'])}"),
+        ("device", drives(facts)),
         ("member", "yes" if facts["member"] else "not yet"),
         ("activity", facts["activity"]),
         ("round", f"{facts['round']}, {facts['work']} {facts['unit_of_work']} committed in all"),

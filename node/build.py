@@ -2,13 +2,15 @@
 allow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from node.box.place import place_of
 from node.config import Manifest, NodeConfig
 from node.errors import ConfigError, IdentityError
 from node.kernels import kernels_for
@@ -23,6 +25,9 @@ from node.training.models import Model, build_model, model_digest
 from node.training.own_optimizer import check_own_optimizer
 from node.worker import Trainer
 from protocol.ids import RunId
+
+if TYPE_CHECKING:
+    from node.box.leader import Box
 
 
 def choose_device(name: str) -> torch.device:
@@ -40,6 +45,18 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def open_box(node: NodeConfig, lost: Callable[[BaseException], None]) -> "Box | None":
+    """A peer's other processes, started; None for a peer of one. `lost` is called on a thread when
+    one of them ends before its time. Raises UserError.
+    """
+    place = place_of(node)
+    if place.processes == 1:
+        return None
+    from node.box.leader import Box  # FSDP2 takes a second to import, which others need not wait
+
+    return Box(place, choose_device(node.device).type, lost)
+
+
 @dataclass(frozen=True, slots=True)
 class Workshop:
     """Model and data, loaded, before it is known that they are the right ones."""
@@ -49,18 +66,33 @@ class Workshop:
     node: NodeConfig
     root: Path
     device: torch.device
+    box: "Box | None" = None  # this peer's processes, if there are several
 
     @classmethod
-    def open(cls, model: AnyModel, data: DataConfig, node: NodeConfig, root: Path) -> "Workshop":
+    def open(
+        cls,
+        model: AnyModel,
+        data: DataConfig,
+        node: NodeConfig,
+        root: Path,
+        box: "Box | None" = None,
+    ) -> "Workshop":
         """Raises ConfigError for what is missing on this machine."""
         if node.threads:
             torch.set_num_threads(node.threads)
-        device = choose_device(node.device)
+        if box is not None:
+            box.open(model, data, node, root)  # they load while we do
+        device = choose_device(node.device) if box is None else box.device
         built = _build(model, node, root, device)
         if node.optimizer is not None:
             check_own_optimizer(node.optimizer, built.module)
         return cls(
-            built, open_data(_local_data(data, node), built.tokenizer, root), node, root, device
+            built,
+            open_data(_local_data(data, node), built.tokenizer, root),
+            node,
+            root,
+            device,
+            box,
         )
 
     def model_digest(self) -> bytes:
@@ -108,10 +140,11 @@ class Workshop:
         kernels = kernels_for(self.device, self.node.kernels)
         batches = self.data.held_out()
 
-        def setup(model: Model) -> Setup:
-            return Setup(model.module, self.data, batch_loss, kernels, run, self.node.optimizer)
+        def setup(model: Model, box: "Box | None" = None) -> Setup:
+            own = self.node.optimizer
+            return Setup(model.module, self.data, batch_loss, kernels, run, own, box)
 
-        built = build_method(method, setup(self.model))  # type: ignore[arg-type]
+        built = build_method(method, setup(self.model, self.box))  # type: ignore[arg-type]
 
         def initial_state() -> Mapping[str, Tensor]:
             fresh = self.another_model()

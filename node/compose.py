@@ -12,6 +12,7 @@ import uvloop
 from node import bootstrap
 from node.attachments import Attachments
 from node.bootstrap import Knocker, Membership
+from node.box.place import place_of
 from node.config import NodeConfig, RunFile
 from node.control import ControlServer
 from node.curve import identity_keys
@@ -49,6 +50,7 @@ from protocol.roster import Roster
 from protocol.rules import Rules
 
 if TYPE_CHECKING:
+    from node.box.leader import Box
     from node.build import Workshop
 
 INVITE_DAYS: Final = 7
@@ -119,12 +121,25 @@ class Node:
         self._driver = Driver()
         self._knocker: Knocker | None = None
         self._workshop: Workshop | None = None
+        self._box: Box | None = None
 
     def run(self) -> None:
-        """Until it is asked to stop. Raises UserError for what a person must mend."""
+        """Until it is asked to stop. Raises UserError for what a person must mend.
+
+        Of a peer's processes only the first is a node: in the others it does not return.
+        """
+        place = place_of(self._plan.node)
+        if place.rank:
+            from node.box.rank import follow
+
+            follow(place.rank, place.processes, None)
         home = self._plan.home
-        with Store.open(home) as store, EventLog(home / "events.jsonl") as log:
-            self._run(store, log)
+        try:
+            with Store.open(home) as store, EventLog(home / "events.jsonl") as log:
+                self._run(store, log)
+        finally:
+            if self._box is not None:
+                self._box.close()
 
     def _run(self, store: Store, log: EventLog) -> None:
         plan = self._plan
@@ -219,9 +234,11 @@ class Node:
     def _load(self, model: AnyModel, data: DataConfig) -> "Workshop":
         """Seconds go by while torch alone is imported: who joins is up and fetching by then."""
         self._tell("loading model and data")
-        from node.build import Workshop
+        from node.build import Workshop, open_box
 
-        self._workshop = Workshop.open(model, data, self._plan.node, self._plan.root)
+        node, root = self._plan.node, self._plan.root
+        self._box = open_box(node, self._driver.fail)
+        self._workshop = Workshop.open(model, data, node, root, self._box)
         return self._workshop
 
     # Running
@@ -324,6 +341,7 @@ class Node:
             base.identity,
             base.kept,
             self._device,
+            self._processes,
             base.front.bound,
             parts.peer,
             base.transport,
@@ -335,6 +353,11 @@ class Node:
 
     def _device(self) -> str:
         return "unknown" if self._workshop is None else str(self._workshop.device)
+
+    def _processes(self) -> int | None:
+        if self._workshop is None:
+            return None
+        return 1 if self._box is None else self._box.processes
 
     def _introduce(self, base: _Base, card: Card) -> None:
         """Everybody whom the disk knows, to the transport and to the peer."""

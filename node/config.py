@@ -85,6 +85,10 @@ class NodeConfig(_Table):
     kernels: Literal["auto", "reference", "cpu", "gpu"] = "auto"
     threads: Annotated[int, Field(ge=1, le=1_024)] | None = None
     """CPU threads for the arithmetic; left out, PyTorch decides."""
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Of this peer, one for each GPU of the machine: they share out the model and take inner steps
+    together. For methods that take inner steps; torchrun may start them instead.
+    """
     model: str | None = None
     """Where the model is on this machine, if not where the run file says."""
     data: tuple[str, ...] = ()

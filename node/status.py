@@ -38,6 +38,7 @@ class Running:
     identity: Identity
     kept: Membership
     device: Callable[[], str]  # "unknown" until it is in use
+    processes: Callable[[], int | None]  # of this peer; None until they are up
     bound: tuple[str, ...]
     peer: Peer
     transport: ZmqTransport
@@ -167,6 +168,7 @@ class Status:
             "uptime_s": round(time.monotonic() - running.started_s, 1),
             "addresses": list(self.addresses),
             "device": running.device(),
+            "processes": running.processes(),
             "method": running.kept.manifest.method.name,
             "quorum": running.kept.manifest.rules.quorum,
         }

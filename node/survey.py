@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from node.build import Workshop
+from node.build import Workshop, open_box
 from node.config import NodeConfig, RunFile
 from node.methods.base import Method, RoundContext
 from node.replica import Replica
@@ -32,10 +32,20 @@ class Swarm:
 
 def survey(run_file: RunFile, node: NodeConfig, root: Path, swarm: Swarm) -> dict[str, Any]:
     """Loads, evaluates and works for one window. Raises UserError for what is missing."""
-    workshop = Workshop.open(run_file.model, run_file.data, node, root)
+    box = open_box(node, lambda error: None)  # what all do together raises it
+    try:
+        workshop = Workshop.open(run_file.model, run_file.data, node, root, box)
+        return _measure(run_file, workshop, swarm)
+    finally:
+        if box is not None:
+            box.close()
+
+
+def _measure(run_file: RunFile, workshop: Workshop, swarm: Swarm) -> dict[str, Any]:
     parameters = list(workshop.model.module.parameters())
     run, me = RunId(bytes(32)), PeerId(os.urandom(32))
     trainer = workshop.trainer(run, run_file.method)
+    processes = 1 if workshop.box is None else workshop.box.processes
     # The first work of a process compiles and allocates: the least of it is done before the clock.
     trainer.method.work(RoundContext(run, 0, me, (me,), lambda: True))
     end_s = time.monotonic() + run_file.rules.window_s
@@ -72,7 +82,8 @@ def survey(run_file: RunFile, node: NodeConfig, root: Path, swarm: Swarm) -> dic
         "model_digest": workshop.model_digest().hex(),
         "data_digest": None if data_digest is None else data_digest.hex(),
         "device": str(workshop.device),
-        "memory": _memory(trainer.method, parameters, run_file),
+        "processes": processes,
+        "memory": _memory(trainer.method, parameters, run_file, processes),
         "cautions": list(run_file.method.cautions()),
         "peers": swarm.peers,
         "outlooks": [
@@ -115,9 +126,11 @@ def outlook(
 
 
 def _memory(
-    method: Method, parameters: Sequence[nn.Parameter], run_file: RunFile
+    method: Method, parameters: Sequence[nn.Parameter], run_file: RunFile, processes: int
 ) -> dict[str, int]:
-    """Bytes that stay between rounds, by part; what passes through a model comes on top."""
+    """Bytes that stay between rounds, by part; what passes through a model comes on top. Of several
+    processes, the first: the others have only what is shared out.
+    """
     parts = {"model": sum(p.numel() * p.element_size() for p in parameters)}
     if run_file.method.takes_gradients:
         trained = (p for p in parameters if p.requires_grad)
@@ -127,4 +140,7 @@ def _memory(
         if tensor.data_ptr() not in shared:
             part = name.split(".")[0]
             parts[part] = parts.get(part, 0) + tensor.numel() * tensor.element_size()
+    if processes > 1:
+        shared_out = {part: parts[part] // processes for part in ("gradient", "inner")}
+        parts |= {**shared_out, "share": parts["model"] // processes}
     return parts

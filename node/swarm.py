@@ -62,9 +62,14 @@ class Swarm:
         self.invite_file.unlink(missing_ok=True)
         return self._spawn("start", str(self._config))
 
-    def join(self, wait_s: int = 120, listen: str = "tcp://127.0.0.1:0") -> PeerProcess:
+    def join(
+        self,
+        wait_s: int = 120,
+        listen: str = "tcp://127.0.0.1:0",
+        options: Sequence[str] = (),  # of this one
+    ) -> PeerProcess:
         """`listen`: "none" for a peer that nobody can dial."""
-        return self._spawn("join", "--wait", str(wait_s), listen=listen)
+        return self._spawn("join", "--wait", str(wait_s), *options, listen=listen)
 
     def _spawn(self, *arguments: str, listen: str = "tcp://127.0.0.1:0") -> PeerProcess:
         name = f"p{len(self.peers) + 1}"

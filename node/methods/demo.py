@@ -47,7 +47,7 @@ from node.methods.parts.setup import Setup
 from node.methods.parts.tiles import Strides, Tiles
 from node.methods.parts.token_weights import shares
 from node.training.gradient import MeanGradient
-from node.training.inner import InnerTrainer
+from node.training.inner import InnerWork
 
 Update = list[Coefficients]  # of each tensor
 
@@ -63,7 +63,7 @@ class Demo(InnerOuter[DemoConfig, Update]):
 
     # delta <- beta * delta + g
 
-    def _make_trainer(self, setup: Setup) -> InnerTrainer:
+    def _make_trainer(self, setup: Setup) -> InnerWork:
         return setup.inner(self.config.inner, self._gradient)
 
     def _add_work(self, total: Tensor) -> None:

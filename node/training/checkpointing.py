@@ -20,13 +20,18 @@ def stacked_layers(model: nn.Module) -> list[nn.Module]:
 
     Raises ConfigError when the model has neither.
     """
-    found = list(_members(model, nn.ModuleList)) or list(_members(model, nn.Sequential))
+    found = find_layers(model)
     if not found:
         raise ConfigError(
             "the model has no stack of layers whose activations could be checkpointed",
             "keep its layers in an nn.ModuleList, or leave out `checkpoint_activations`",
         )
     return found
+
+
+def find_layers(model: nn.Module) -> list[nn.Module]:
+    """The same, and none where the model has no stack."""
+    return list(_members(model, nn.ModuleList)) or list(_members(model, nn.Sequential))
 
 
 def _members(module: nn.Module, kind: type[nn.Module]) -> Iterator[nn.Module]:

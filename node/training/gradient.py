@@ -14,6 +14,12 @@ from node.training.inner import trained_parameters
 _COUNT, _SUM = "inner.gradients", "inner.gradient."
 
 
+def parameter_number(name: str) -> int | None:
+    """Whose sum stands under a name of the state; None for a name of another kind."""
+    number = name.removeprefix(_SUM)
+    return int(number) if name.startswith(_SUM) and number.isdecimal() else None
+
+
 class MeanGradient:
     def __init__(self, model: nn.Module) -> None:
         """Raises ConfigError when nothing can be trained, as inner steps do."""

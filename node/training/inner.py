@@ -63,6 +63,25 @@ class Stepper(Protocol):
     def load(self, state: Mapping[str, Tensor]) -> None: ...
 
 
+class InnerWork(Protocol):
+    """What takes a peer's inner steps: this process alone, or several."""
+
+    def work(
+        self,
+        round: int,
+        slots: Iterator[int],
+        expired: Callable[[], bool],
+        before: InnerReport = NOTHING,
+        least: int | None = None,
+    ) -> InnerReport:
+        """Inner steps from the weights that the model holds, in place."""
+        ...
+
+    def local_state(self) -> dict[str, Tensor]: ...
+
+    def load_local_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
 class InnerTrainer:
     def __init__(
         self,
@@ -122,7 +141,11 @@ class InnerTrainer:
 
     def local_state(self) -> dict[str, Tensor]:
         """The optimizer's state by parameter name, and the count of steps: live, not copies."""
-        return {**self._optimizer.state(), _STEPS: torch.tensor([self._steps])}
+        return {**self._optimizer.state(), **self.step_count()}
+
+    def step_count(self) -> dict[str, Tensor]:
+        """The part of `local_state` that is not the optimizer's."""
+        return {_STEPS: torch.tensor([self._steps])}
 
     def load_local_state(self, state: Mapping[str, Tensor]) -> None:
         """Raises ValueError, and leaves everything as it was, when the state is not of this
@@ -141,11 +164,11 @@ class InnerTrainer:
         with training(self._model), checkpointed(self._layers):
             yield
 
-    def _accumulate(self, slots: Iterator[int], expired: Callable[[], bool]) -> "_Seen | None":
+    def _accumulate(self, slots: Iterator[int], expired: Callable[[], bool]) -> "Seen | None":
         """Gradients of one step. None when time or slots ran out before it was whole; cut short by
         a loss that is not finite.
         """
-        seen = _Seen()
+        seen = Seen()
         for _ in range(self.config.accumulation):
             if expired():
                 return None
@@ -172,12 +195,15 @@ class InnerTrainer:
         for parameter in parameters:
             if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.to_dense()
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = self._norm()
         if not math.isfinite(norm):
             return False
         if self.config.clip_norm is not None:
             clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
         return True
+
+    def _norm(self) -> Tensor:
+        return get_total_norm([p.grad for _, p in self._named if p.grad is not None])
 
 
 def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -202,19 +228,24 @@ def _never() -> bool:
 
 
 @dataclass(slots=True)
-class _Seen:
+class Seen:
     """The micro-batches of one step."""
 
     batches: int = 0
     tokens: int = 0
-    loss: float = 0.0  # the sum over those that are finite
-    is_finite: bool = True
+    finite: int = 0  # micro-batches whose loss is
+    loss: float = 0.0  # the sum over those
+
+    @property
+    def is_finite(self) -> bool:
+        return self.finite == self.batches
 
     def add(self, loss: float, tokens: int) -> None:
         self.batches += 1
         self.tokens += tokens
-        self.is_finite = math.isfinite(loss)
-        self.loss += loss if self.is_finite else 0.0
+        if math.isfinite(loss):
+            self.finite += 1
+            self.loss += loss
 
 
 @dataclass(slots=True)
@@ -229,10 +260,10 @@ class _Tally:
     _loss: float = 0.0
     _finite: int = 0  # micro-batches
 
-    def add(self, seen: _Seen, is_usable: bool) -> None:
+    def add(self, seen: Seen, is_usable: bool) -> None:
         self.batches += seen.batches
         self._loss += seen.loss
-        self._finite += seen.batches - (not seen.is_finite)
+        self._finite += seen.finite
         if is_usable:
             self.steps += 1
             self.tokens += seen.tokens

@@ -201,6 +201,12 @@ def _decode(
     raise ValueError(f"{where} is not what the optimizer keeps there")
 
 
+def parameter_in(full: str) -> str | None:
+    """Whose state stands under a flat name; None for a name of another kind."""
+    parts = full.removeprefix(_STATE).split(".", 2)
+    return parts[2] if full.startswith(_STATE) and len(parts) == 3 else None
+
+
 def _split(rest: str, full: str) -> tuple[str, str, str]:
     parts = rest.split(".", 2)
     if len(parts) != 3 or parts[0] not in (_TENSOR, _NUMBER):

@@ -20,7 +20,7 @@ from node.methods.parts.overlap import Overlap
 from node.methods.parts.setup import Setup
 from node.methods.parts.shared import SharedWeights
 from node.methods.parts.token_weights import token_weights
-from node.training.inner import NOTHING, InnerReport, InnerTrainer
+from node.training.inner import NOTHING, InnerReport, InnerWork
 from node.training.inner_config import InnerConfig
 
 
@@ -74,7 +74,7 @@ class InnerOuter(ABC, Generic[C, U]):
         least 1.
         """
 
-    def _make_trainer(self, setup: Setup) -> InnerTrainer:
+    def _make_trainer(self, setup: Setup) -> InnerWork:
         return setup.inner(self.config.inner)
 
     def _add_work(self, total: Tensor) -> None:
