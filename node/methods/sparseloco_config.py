@@ -29,11 +29,8 @@ class SparseLocoConfig(InnerOuterConfig):
     larger as there are peers: it wants a smaller rate.
     """
 
-    rates: ClassVar[tuple[str, ...]] = (
-        "1",
-        "2",
-        "4",
-    )  # the mean over peers makes moves that few sent small
+    rates: ClassVar[tuple[str, ...]] = ("1", "2", "4")
+    """Above 1, because the mean over all peers makes the moves small that few of them sent."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
