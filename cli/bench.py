@@ -266,7 +266,7 @@ def _tell(report: "Report") -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)
+        console = Console(width=140)
     console.print(_table(report))
     for line in _notes(report):
         print(line)
@@ -277,10 +277,10 @@ def _table(report: "Report") -> "Table":
     from rich.table import Table
 
     links = tuple(report.rows[0].hours) if report.rows else ()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
     for name in (
-        "H", "rate", "held-out loss", "above sync.", "sent B/token", "received",
+        "H", "rate", "loss", "above sync.", "sent B/token", "received",
         *(f"{mbit:,} Mbit/s" for mbit in links), "digests",
     ):  # fmt: skip
         table.add_column(name, justify="right")
@@ -320,7 +320,7 @@ def _notes(report: "Report") -> Iterator[str]:
         f"{report.name}: {task.peers} peers, {report.steps:g} inner steps of"
         f" {task.inner.optimizer.name} each, {tokens} tokens in all; seeds {seeds}"
     )
-    yield "loss: nats a token, mean and deviation over seeds; each method at the best rate of:"
+    yield "loss: held out, nats a token, mean and deviation over seeds; at the best rate of:"
     tried: dict[str, dict[str, None]] = {}
     for trial in report.grid:
         if trial.label != BASELINE:
