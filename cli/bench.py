@@ -262,6 +262,9 @@ def _short(value: float) -> str:
 
 
 def _tell(report: "Report") -> None:
+    if not report.rows:
+        print("no setting has been trained to its end with all seeds")
+        return
     from rich.console import Console
 
     console = Console()
@@ -276,7 +279,7 @@ def _table(report: "Report") -> "Table":
     from rich import box
     from rich.table import Table
 
-    links = tuple(report.rows[0].hours) if report.rows else ()
+    links = tuple(report.rows[0].hours)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
     for name in (
@@ -314,11 +317,10 @@ def _notes(report: "Report") -> Iterator[str]:
     from node.compare.records import BASELINE
 
     task = report.task
-    tokens = f"{report.rows[0].tokens:,}" if report.rows else "unknown"
     seeds = ", ".join(str(seed) for seed in report.seeds)
     yield (
         f"{report.name}: {task.peers} peers, {report.steps:g} inner steps of"
-        f" {task.inner.optimizer.name} each, {tokens} tokens in all; seeds {seeds}"
+        f" {task.inner.optimizer.name} each, {report.rows[0].tokens:,} tokens in all; seeds {seeds}"
     )
     yield "loss: held out, nats a token, mean and deviation over seeds; at the best rate of:"
     tried: dict[str, dict[str, None]] = {}
