@@ -145,7 +145,7 @@ def methods(
     path = comparison.write()
     report = comparison.report()
     written = [str(path)]
-    if plot and len(report.rows) > 1:
+    if plot and report.is_drawable:
         from node.compare.plot import PICTURE, draw
 
         draw(report, path.with_name(PICTURE))
@@ -264,6 +264,8 @@ def _short(value: float) -> str:
 def _tell(report: "Report") -> None:
     if not report.rows:
         print("no setting has been trained to its end with all seeds")
+        for setting in report.diverged:
+            print(f"diverged at every rate: {setting}")
         return
     from rich.console import Console
 
