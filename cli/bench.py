@@ -145,7 +145,7 @@ def methods(
     path = comparison.write()
     report = comparison.report()
     written = [str(path)]
-    if plot and len(report.rows) > 1:
+    if plot and report.is_drawable:
         from node.compare.plot import PICTURE, draw
 
         draw(report, path.with_name(PICTURE))
@@ -262,11 +262,16 @@ def _short(value: float) -> str:
 
 
 def _tell(report: "Report") -> None:
+    if not report.rows:
+        print("no setting has been trained to its end with all seeds")
+        for setting in report.diverged:
+            print(f"diverged at every rate: {setting}")
+        return
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)
+        console = Console(width=140)
     console.print(_table(report))
     for line in _notes(report):
         print(line)
@@ -276,11 +281,11 @@ def _table(report: "Report") -> "Table":
     from rich import box
     from rich.table import Table
 
-    links = tuple(report.rows[0].hours) if report.rows else ()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    links = tuple(report.rows[0].hours)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
     for name in (
-        "H", "rate", "held-out loss", "above sync.", "sent B/token", "received",
+        "H", "rate", "loss", "above sync.", "sent B/token", "received",
         *(f"{mbit:,} Mbit/s" for mbit in links), "digests",
     ):  # fmt: skip
         table.add_column(name, justify="right")
@@ -314,13 +319,12 @@ def _notes(report: "Report") -> Iterator[str]:
     from node.compare.records import BASELINE
 
     task = report.task
-    tokens = f"{report.rows[0].tokens:,}" if report.rows else "unknown"
     seeds = ", ".join(str(seed) for seed in report.seeds)
     yield (
         f"{report.name}: {task.peers} peers, {report.steps:g} inner steps of"
-        f" {task.inner.optimizer.name} each, {tokens} tokens in all; seeds {seeds}"
+        f" {task.inner.optimizer.name} each, {report.rows[0].tokens:,} tokens in all; seeds {seeds}"
     )
-    yield "loss: nats a token, mean and deviation over seeds; each method at the best rate of:"
+    yield "loss: held out, nats a token, mean and deviation over seeds; at the best rate of:"
     tried: dict[str, dict[str, None]] = {}
     for trial in report.grid:
         if trial.label != BASELINE:

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import Any, Final
 
 from node.compare.costs import FORMULAS, LINKS_MBIT, hours
-from node.compare.records import Cell, Outcome, Record, Task
+from node.compare.records import BASELINE, Cell, Outcome, Record, Task
 
 VERSION: Final = 1
 Done = Mapping[Cell, Outcome]
@@ -81,7 +81,7 @@ class Report(Record):
     is_whole: bool
     digests_equal: bool
     rows: tuple[Row, ...]
-    """The baseline first."""
+    """The baseline first, unless it diverged."""
     grid: tuple[Trial, ...]
     """Every rate that was tried."""
     diverged: tuple[str, ...]
@@ -90,6 +90,11 @@ class Report(Record):
     machine: dict[str, Any]
     cells: tuple[dict[str, Any], ...]
     """Everything raw."""
+
+    @property
+    def is_drawable(self) -> bool:
+        """There is the baseline, and something to hold against it."""
+        return len(self.rows) > 1 and self.rows[0].label == BASELINE
 
 
 def report(

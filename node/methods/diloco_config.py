@@ -36,11 +36,8 @@ class DilocoConfig(InnerOuterConfig):
     with a scale for each 4096 of them.
     """
 
-    rates: ClassVar[tuple[str, ...]] = (
-        "0.1",
-        "0.3",
-        "0.7",
-    )  # short rounds want less than the paper's
+    rates: ClassVar[tuple[str, ...]] = ("0.1", "0.3", "0.7")
+    """With so much momentum short rounds want less than the paper's 0.7."""
 
     @model_validator(mode="after")
     def _momentum_is_one(self) -> Self:

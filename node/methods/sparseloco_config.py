@@ -23,7 +23,7 @@ class SparseLocoConfig(SparseConfig):
     """
 
     rates: ClassVar[tuple[str, ...]] = ("1", "2", "4")
-    """The mean over peers makes moves that few sent small."""
+    """Above 1, because the mean over all peers makes the moves small that few of them sent."""
 
     def cautions(self) -> Sequence[str]:
         found = list(super().cautions())

@@ -90,8 +90,13 @@ def test_what_is_not_finished_is_left_out() -> None:
 
 def test_a_baseline_that_diverged_leaves_no_gap() -> None:
     done = dict(zip(PLANNED, map(outcome, (None, 3.0, 2.5, 2.6)), strict=False))
-    (row,) = report("tiny", TASK, PLANNED, done, {}).rows
+    found = report("tiny", TASK, PLANNED, done, {})
+    (row,) = found.rows
     assert row.gap is None
+    assert found.diverged == ("synchronous, H 1",)
+    more = dict(zip(PLANNED, map(outcome, (None, 3.0, *[2.5] * 6)), strict=True))
+    assert not report("tiny", TASK, PLANNED, more, {}).is_drawable
+    assert said(*[2.0] * 8).is_drawable
 
 
 def test_bytes_and_hours() -> None:

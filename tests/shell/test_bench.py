@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli import app
+from node.compare.run import Progress
 from node.methods.registry import CONFIGS
 from tests.shell.runs import DILOCO, SPARSELOCO, write_run
 
@@ -49,6 +50,21 @@ def test_a_table_and_a_picture(bench: Run, tmp_path: Path) -> None:
     assert "ring all-reduce" in notes
     assert "written" in err
     assert {path.name for path in out.iterdir()} == {"cells", "methods.json", "methods.png"}
+
+
+def test_ctrl_c_says_how_to_go_on(
+    bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(progress: Progress, started: float) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cli.bench._line", press)
+    run, out = str(write_run(tmp_path, method=SPARSELOCO)), tmp_path / "out"
+    code, said, err = bench(run, *SMALL, "--out", str(out))
+    assert code == 130
+    assert said.startswith("no setting has been trained")
+    assert "goes on from here" in err
+    assert not json.loads((out / "methods.json").read_text())["is_whole"]
 
 
 def test_json_is_the_whole_report(bench: Run, tmp_path: Path) -> None:
