@@ -203,6 +203,19 @@ def test_the_update_is_the_mean_of_what_was_sent(
     torch.testing.assert_close(theta(reader), wanted, rtol=0, atol=1e-4 * LR * largest + 1e-7)
 
 
+def test_signs_are_votes(make_setup: MakeSetup, make_round: MakeRound) -> None:
+    """Ten times as large is no more than one of two: they cancel, and sign(0) = 0."""
+    methods = [Demo(configured(replicator="full"), make_setup()) for _ in range(2)]
+    for method, factor in zip(methods, (1.0, -10.0), strict=True):
+        method._feedback.values.copy_(torch.linspace(-1, 1, method._layout.size) * factor)
+    payload = methods[0].work(make_round(0, 0, 2)).payload
+    methods[0]._feedback.values.copy_(methods[1]._feedback.values / -10)
+    made = [Contribution(peer(i), payload, m._encode(0)) for i, m in enumerate(methods)]
+    start = theta(methods[1])
+    methods[1].merge(make_round(0, 1, 2), made)
+    assert torch.equal(theta(methods[1]), start)
+
+
 def _back(coefficients: Tensor, of: Tiles) -> Tensor:
     """The inverse transform, in floats."""
     d, e = basis(of.tall).float(), basis(of.wide).float()
@@ -334,9 +347,11 @@ def test_the_newest_magnitudes_are_kept() -> None:
     assert outgoing.find(2, b"3") is None
     outgoing.keep(4, b"4", torch.ones(100))
     assert outgoing.find(3, b"3") is not None
-    outgoing.keep(3 + KEPT_ROUNDS, b"5", torch.ones(1))
-    assert outgoing.find(3, b"3") is None
-    assert outgoing.find(4, b"4") is not None
+    roomy = Outgoing(room=1000)
+    for number in (3, 4, 3 + KEPT_ROUNDS):
+        roomy.keep(number, b"5", torch.ones(1))
+    assert roomy.find(3, b"5") is None
+    assert roomy.find(4, b"5") is not None
     other = Outgoing(room=10)
     other.load(outgoing.state(), torch.device("cpu"))
     kept = other.find(4, b"4")
