@@ -11,7 +11,7 @@ SPSA_ROUNDS ?= 150
 CHAOS_SEED ?= 1
 CHAOS_LOGS ?= runs/chaos
 
-.PHONY: run run-spsa test lint proofs promises fuzz simulate bench chaos newcomer chaos-long clean
+.PHONY: run run-spsa test lint proofs promises fuzz simulate bench chaos newcomer overlap chaos-long clean
 
 run: $(VENV)/.installed
 	$(BIN)/peer up configs/stdlib-gpt-sparseloco.toml --peers 4 --rounds $(RUN_ROUNDS) --churn \
@@ -42,7 +42,7 @@ simulate: $(VENV)/.installed-dev
 	$(BIN)/python tests/scenarios/long.py --seeds 0:1000 --jobs $$(nproc)
 
 bench: $(VENV)/.installed-dev
-	@for bench in perturb merge sparse coefficients probe probe_memory traffic newcomer simulator control; do \
+	@for bench in perturb merge sparse coefficients churn probe probe_memory traffic newcomer simulator control; do \
 		$(BIN)/python tests/bench/$$bench.py || exit 1; done
 
 # Real processes under faults. Partitions and slow links need root, /dev/net/tun and gcc.
@@ -56,6 +56,10 @@ chaos: $(VENV)/.installed-dev
 newcomer: $(VENV)/.installed-dev
 	$(BIN)/python tests/chaos/newcomer.py --mb 500
 	$(BIN)/python tests/chaos/newcomer.py --mb 100 --kill
+
+# What peers on slow lines lose to waiting for each other; needs the same.
+overlap: $(VENV)/.installed-dev
+	$(BIN)/python tests/chaos/overlap.py
 
 # 40 minutes and 16 GB of memory; leave the machine alone meanwhile.
 chaos-long: $(VENV)/.installed-dev

@@ -47,7 +47,7 @@ class DivergedError(UserError):
     def __init__(self, where: str) -> None:
         super().__init__(
             f"{where} holds values that are not finite: training has diverged",
-            "lower the learning rate in [method.inner], or set clip_norm, and found the run anew",
+            "lower the learning rate in [method], or set clip_norm, and found the run anew",
         )
 
 

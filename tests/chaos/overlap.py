@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -90,29 +91,37 @@ def main() -> None:
 
 def compare(folder: Path, options: argparse.Namespace, network: Network) -> dict[str, object]:
     alone = _alone(folder / "alone", options, network)
-    overlapping, round_s, sent = _together(folder / "overlap", options, network, overlap=True)
-    waiting, waiting_round_s, _ = _together(folder / "wait", options, network, overlap=False)
+    overlapping = _together(folder / "overlap", options, network, overlap=True)
+    waiting = _together(folder / "wait", options, network, overlap=False)
+    ratio = overlapping.tokens_per_s / sum(one.tokens_per_s for one in alone)
     return {
         "bench": "overlap",
         "peers": options.peers,
         "rate_mbit": options.rate,
         "delay_ms": options.delay,
         "window_s": options.window,
-        "attached_bytes": sent,
-        "tokens_per_s_alone": alone,
-        "tokens_per_s_overlapping": overlapping,
-        "tokens_per_s_waiting": waiting,
-        "round_s_overlapping": round_s,
-        "round_s_waiting": waiting_round_s,
-        "ratio": overlapping / alone,
+        "alone": [asdict(one) for one in alone],
+        "overlapping": asdict(overlapping),
+        "waiting": asdict(waiting),
+        "ratio": ratio,
         "ratio_min": LEAST,
-        "ratio_waiting": waiting / alone,
-        "met": overlapping / alone >= LEAST,
+        "ratio_waiting": waiting.tokens_per_s / sum(one.tokens_per_s for one in alone),
+        "met": ratio >= LEAST,
     }
 
 
-def _alone(folder: Path, options: argparse.Namespace, network: Network) -> float:
-    """Tokens a second of all together, each in a run of its own."""
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Of one swarm."""
+
+    tokens_per_s: float
+    round_s: float  # the median
+    contributions: float  # in a round, on average
+    attached_bytes: int  # of the last contribution
+
+
+def _alone(folder: Path, options: argparse.Namespace, network: Network) -> list[Pace]:
+    """All at the same time, each in a run of its own."""
     config = _write_run(folder, options, overlap=True)
     with ExitStack() as stack:
         crews = [
@@ -122,18 +131,17 @@ def _alone(folder: Path, options: argparse.Namespace, network: Network) -> float
         for crew in crews:
             crew.start(1)
         first_s, last_s = _measured(crews, options)
-    return sum(_tokens_per_s(crew, first_s, last_s)[0] for crew in crews)
+    return [_pace(crew, first_s, last_s) for crew in crews]
 
 
 def _together(
     folder: Path, options: argparse.Namespace, network: Network, *, overlap: bool
-) -> tuple[float, float, int]:
-    """Tokens a second, the median round's seconds, bytes of the last contribution."""
+) -> Pace:
     config = _write_run(folder, options, overlap=overlap)
     with Crew(folder / "swarm", config, network) as crew:
         crew.start(options.peers)
         first_s, last_s = _measured([crew], options)
-    return _tokens_per_s(crew, first_s, last_s)
+    return _pace(crew, first_s, last_s)
 
 
 def _write_run(folder: Path, options: argparse.Namespace, *, overlap: bool) -> Path:
@@ -155,7 +163,7 @@ def _measured(crews: Sequence[Crew], options: argparse.Namespace) -> tuple[float
     return first_s, time.monotonic()
 
 
-def _tokens_per_s(crew: Crew, first_s: float, last_s: float) -> tuple[float, float, int]:
+def _pace(crew: Crew, first_s: float, last_s: float) -> Pace:
     """From the first round that the founder saw closed in the interval to the last one."""
     home = crew.peers[0].home
     closed = {
@@ -166,15 +174,15 @@ def _tokens_per_s(crew: Crew, first_s: float, last_s: float) -> tuple[float, flo
     chain = read_chain(home)
     inside = [r for r, at_s in sorted(closed.items()) if first_s <= at_s <= last_s]
     assert len(inside) > 1, "no two rounds were closed in time"
-    tokens = sum(
-        decode_header(line.payload, InnerConfig())[0].tokens
-        for round in inside[1:]
-        for line in chain[round].body.lines
+    lines = [line for round in inside[1:] for line in chain[round].body.lines]
+    tokens = sum(decode_header(line.payload, InnerConfig())[0].tokens for line in lines)
+    attached = lines[-1].attached
+    return Pace(
+        tokens / (closed[inside[-1]] - closed[inside[0]]),
+        median(closed[b] - closed[a] for a, b in pairwise(inside)),
+        len(lines) / (len(inside) - 1),
+        0 if attached is None else attached.size,
     )
-    lengths = [closed[b] - closed[a] for a, b in pairwise(inside)]
-    attached = chain[inside[-1]].body.lines[0].attached
-    spent_s = closed[inside[-1]] - closed[inside[0]]
-    return tokens / spent_s, median(lengths), 0 if attached is None else attached.size
 
 
 if __name__ == "__main__":
