@@ -124,8 +124,8 @@ class Replica:
             self.round, self.hash = entry.round + 1, entry.hash
 
     def _contributions(self, entry: Entry, seats: tuple[PeerId, ...]) -> list[Contribution]:
-        """Those that can be merged. Whether one can follows from its bytes, which its name fixes:
-        so all peers leave out the same ones.
+        """Those that can be merged. Whether one can follows from the round and its bytes, which its
+        name fixes: so all peers leave out the same ones.
         """
         lacking = [one for one in entry.body.attachments if not self._attachments.has(one)]
         if lacking:
@@ -137,7 +137,7 @@ class Replica:
                 assert line.attached is not None
                 raise LackingError(entry.round, (line.attached,))  # the disk damaged it
             try:
-                self.method.check(line.payload, data)
+                self.method.check(entry.round, line.payload, data)
             except ValueError as error:
                 self.unusable(entry.round, seats[line.seat], str(error))
             else:

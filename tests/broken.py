@@ -134,7 +134,7 @@ _P2: Final[_Rows] = (
     (
         "A replica merges an attachment that is not what its payload says.",
         "node/replica.py",
-        "                self.method.check(line.payload, data)",
+        "                self.method.check(entry.round, line.payload, data)",
         "                pass",
         "tests/methods/test_replica.py::test_what_cannot_be_merged_is_left_out_by_all",
     ),

@@ -85,7 +85,7 @@ class Swarm:
             with _timed(merge_s, self._device):
                 for one in entry:
                     method.weigh(one.payload)
-                    method.check(one.payload, one.attachment)
+                    method.check(context.round, one.payload, one.attachment)
                 method.merge(context, entry)
         sent = sum(len(one.payload) + len(one.attachment) for one in entry) / len(entry)
         return Round(sent, sent * (len(entry) - 1), work_s, merge_s)

@@ -170,9 +170,9 @@ class Method(Protocol):
         """
         ...
 
-    def check(self, payload: bytes, attachment: bytes) -> None:
-        """Raises ValueError for an attachment that this method cannot merge with that payload: a
-        round leaves the contribution out, on every peer alike.
+    def check(self, round: int, payload: bytes, attachment: bytes) -> None:
+        """Raises ValueError for an attachment that this method cannot merge with that payload in
+        that round: it leaves the contribution out, on every peer alike.
         """
         ...
 

@@ -66,7 +66,7 @@ class Demo(InnerOuter[DemoConfig, Update]):
     def _make_trainer(self, setup: Setup) -> InnerWork:
         return setup.inner(self.config.inner, self._gradient)
 
-    def _add_work(self, total: Tensor) -> None:
+    def _add_work(self, round: int, total: Tensor) -> None:
         gradients = self._gradient.take(self.config.gradient.clip_norm)
         parts = torch.split(total, self._layout.sizes)
         # Without a gradient there is nothing to add.
@@ -118,7 +118,7 @@ class Demo(InnerOuter[DemoConfig, Update]):
         slots = slots_of(self.config.replicator, self._run, round, number, of)
         return torch.from_numpy(slots[slots < of.elements]).to(self._weights.device)
 
-    def _decode(self, attachment: bytes) -> Update:
+    def _decode(self, round: int, attachment: bytes) -> Update:
         return decode(self._layout, attachment)
 
     def _sent_in(self, round: int, attachment: bytes) -> Sent:

@@ -65,6 +65,11 @@ class DemoConfig(TunedConfig):
         return self.gradient.inner
 
     @property
+    def fragments(self) -> int:
+        """A sign of each part in turns would be another method."""
+        return 1
+
+    @property
     def feedback_decay(self) -> float:
         """What waits is the momentum."""
         return self.momentum

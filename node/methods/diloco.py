@@ -30,6 +30,7 @@ from torch import Tensor
 from node.methods.base import RoundContext
 from node.methods.diloco_config import DilocoConfig
 from node.methods.parts.dense_codec import DenseUpdate, decode, encode
+from node.methods.parts.dense_layout import DenseLayout
 from node.methods.parts.feedback import Sent
 from node.methods.parts.inner_outer import InnerOuter
 from node.methods.parts.outer_step import outer_step
@@ -41,17 +42,22 @@ _MOMENTUM = "outer.momentum"
 class Diloco(InnerOuter[DilocoConfig, DenseUpdate]):
     def __init__(self, config: DilocoConfig, setup: Setup) -> None:
         super().__init__(config, setup)
-        self._layout = config.layout(self._weights.sizes)
+        self._layouts = [config.layout(fragment.sizes) for fragment in self._fragments]
         self._momentum = torch.zeros_like(self._weights.theta) if config.mu else None
 
     def _encode(self, round: int) -> bytes:
-        return encode(self._layout, torch.split(self._feedback.values, self._weights.sizes))
+        due = self._due(round)
+        waiting = torch.split(self._feedback.values[due.elements], list(due.sizes))
+        return encode(self._layout_of(round), waiting)
 
-    def _decode(self, attachment: bytes) -> DenseUpdate:
-        return decode(self._layout, attachment)
+    def _decode(self, round: int, attachment: bytes) -> DenseUpdate:
+        return decode(self._layout_of(round), attachment)
+
+    def _layout_of(self, round: int) -> DenseLayout:
+        return self._layouts[round % len(self._layouts)]
 
     def _sent(self, round: int, update: DenseUpdate) -> Sent:
-        return slice(None), torch.cat(list(update.values(self._weights.device)))
+        return self._due(round).elements, torch.cat(list(update.values(self._weights.device)))
 
     def _move(
         self, round: RoundContext, updates: Sequence[DenseUpdate], weights: Sequence[int]
@@ -59,7 +65,8 @@ class Diloco(InnerOuter[DilocoConfig, DenseUpdate]):
         config, whole = self.config, sum(weights) * self.config.penalty
         shares = [weight / whole for weight in weights]
         rate = config.learning_rate.rate(round.round)
-        theta, m = self._weights.theta, self._momentum
+        due = self._due(round.round).elements
+        theta, m = self._weights.theta[due], None if self._momentum is None else self._momentum[due]
         outer_step(theta, m, updates, shares, rate, config.mu, config.limit)
 
     def _outer_state(self) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import ClassVar, Final, Literal, Self
 from pydantic import model_validator
 
 from node.methods.parts.dense_layout import Bits, DenseLayout
+from node.methods.parts.fragments import cut
 from node.methods.parts.inner_outer_config import InnerOuterConfig
 from node.methods.parts.schedule import Decimal, Schedule
 
@@ -88,4 +89,5 @@ class DilocoConfig(InnerOuterConfig):
         return DenseLayout(tuple(sizes), self.value_bits)
 
     def attachment_bytes_max(self, shapes: Sequence[Sequence[int]]) -> int:
-        return self.layout([prod(shape) for shape in shapes]).bytes
+        parts = cut([prod(shape) for shape in shapes], self.fragments)
+        return max(self.layout(part.sizes).bytes for part in parts)

@@ -68,9 +68,9 @@ class EControl(SparseMethod[EControlConfig]):
         self._change = None
         return replace(result, payload=result.payload + (ANEW if self._is_lost else GOES_ON))
 
-    def _add_work(self, total: Tensor) -> None:
+    def _add_work(self, round: int, total: Tensor) -> None:
         change = total * (self.config.error_share - 1)
-        super()._add_work(total)
+        super()._add_work(round, total)
         change += total
         if not self._is_anew:
             change -= self._mine
@@ -99,8 +99,8 @@ class EControl(SparseMethod[EControlConfig]):
         if self._is_anew:
             self._total.zero_()
             self._seats.fill_(_fingerprint(round.seats))
-        share = -1 / len(round.seats)
-        merge(self._split(self._total), [Term(update, share) for update in updates], False, 0)
+        terms = [Term(update, -1 / len(round.seats)) for update in updates]
+        merge(self._split(round.round, self._total), terms, False, 0)
         descend(self._weights.theta, self._total, self.config.learning_rate.rate(round.round))
 
     def _are_others(self, round: RoundContext) -> bool:

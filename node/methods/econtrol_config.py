@@ -25,6 +25,8 @@ class EControlConfig(SparseConfig):
     def _forgets_nothing(self) -> Self:
         if self.feedback_decay != 1:
             raise ValueError("`feedback_decay` is 1: what all remember is not forgotten by one")
+        if self.fragments != 1:
+            raise ValueError("`fragments` is 1: what all remember is applied every round")
         return self
 
     def weigh(self, payload: bytes) -> int:

@@ -49,4 +49,4 @@ class SparseLoco(SparseMethod[SparseLocoConfig]):
             )
             for update, weight, share in zip(updates, weights, shares(weights), strict=True)
         ]
-        merge(self._split(self._weights.theta), terms, by_senders, 0)
+        merge(self._split(round.round, self._weights.theta), terms, by_senders, 0)

@@ -138,7 +138,7 @@ class Spsa:
             value = units.recode(m.value, m.exponent, self._exponent)
             yield Probe(now - origin, index, value, m.choice if origin < now else None)
 
-    def check(self, payload: bytes, attachment: bytes) -> None:
+    def check(self, round: int, payload: bytes, attachment: bytes) -> None:
         if attachment:
             raise ValueError("probes need no attachment")
 

@@ -39,6 +39,10 @@ METHODS: dict[str, dict[str, object]] = {
         "name": "sparseloco", **SPARSE, "average": "senders", "learning_rate": {"peak": "0.5"}
     },
     "sparseloco, overlap": {"name": "sparseloco", **SPARSE, "overlap": True},
+    "sparseloco, 3 fragments": {"name": "sparseloco", **SPARSE, "fragments": 3},
+    "diloco, 2 fragments, overlap": {
+        "name": "diloco", "inner": INNER, "momentum": "0.5", "fragments": 2, "overlap": True
+    },
     "diloco": {"name": "diloco", "inner": INNER, "momentum": "0.5"},
     "diloco, 8 bits": {"name": "diloco", "inner": INNER, "momentum": "0.5", "value_bits": 8},
     "diloco, 4 bits, overlap": {

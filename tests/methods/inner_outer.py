@@ -18,7 +18,7 @@ Method = SparseLoco | Diloco | EControl | Demo
 def contribution(method: Method, context: RoundContext) -> Contribution:
     done = method.work(context)
     assert len(done.attachment) <= method.config.attachment_bytes_max(method._weights.shapes)
-    method.check(done.payload, done.attachment)
+    method.check(context.round, done.payload, done.attachment)
     return Contribution(context.peer, done.payload, done.attachment)
 
 

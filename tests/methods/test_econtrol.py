@@ -72,7 +72,7 @@ def make_crew(make_setup: MakeSetup, make_round: MakeRound) -> Make:
 
 def constant(peer: EControl, values: Tensor) -> None:
     """All inner steps of a round move the weights by `values`."""
-    peer._weights.add_difference = lambda total: total.add_(values)  # type: ignore[method-assign,assignment,misc]
+    peer._weights.add_difference = lambda total, _: total.add_(values)  # type: ignore[method-assign,assignment,misc]
 
 
 def test_what_arrives_whole_is_remembered_whole(

@@ -35,6 +35,13 @@ CONFIGS: dict[str, Config] = {
         {"name": "sparseloco", "inner": INNER, "chunk": 64, "kept": 4, "feedback_decay": 1.0}
         | {"overlap": True}
     ),
+    "sparseloco-fragments": SparseLocoConfig.model_validate(
+        {"name": "sparseloco", "inner": INNER, "chunk": 64, "kept": 4, "feedback_decay": 1.0}
+        | {"fragments": 3}
+    ),
+    "diloco-fragments-overlap": DilocoConfig.model_validate(
+        {"name": "diloco", "inner": INNER, "fragments": 2, "overlap": True}
+    ),
     "diloco-overlap": DilocoConfig.model_validate(
         {"name": "diloco", "inner": INNER, "value_bits": 8, "overlap": True}
     ),
@@ -139,10 +146,10 @@ def test_nothing_computed_is_lost(swarm: Swarm) -> None:
 def count(method: Method, computed: Tensor) -> None:
     add = method._add_work
 
-    def counted(total: Tensor) -> None:
+    def counted(round: int, total: Tensor) -> None:
         before = total.clone()
-        add(total)
-        computed.add_(total - before)
+        add(round, total)
+        computed[method._where_due(round)] += total - before
 
     method._add_work = counted  # type: ignore[method-assign]
 
@@ -214,7 +221,7 @@ def test_payloads_that_no_honest_peer_writes(
             weigh(bad)
     for bad in (b"", one.attachment[:-1], one.attachment + b"x"):
         with pytest.raises(ValueError, match=r"."):
-            me.check(one.payload, bad)
+            me.check(0, one.payload, bad)
 
 
 def test_a_snapshot_of_something_else_leaves_everything_as_it_was(

@@ -79,7 +79,7 @@ def attached_entry() -> Entry:
 
 
 class Picky(Spsa):
-    def check(self, payload: bytes, attachment: bytes) -> None:
+    def check(self, round: int, payload: bytes, attachment: bytes) -> None:
         if attachment not in (b"", b"sound"):
             raise ValueError("unsound")
 

@@ -25,12 +25,12 @@ class BulkySpsa(spsa.Spsa):
         done = super().work(round)
         return WorkResult(done.payload, done.loss, bulk(done.payload))
 
-    def check(self, payload: bytes, attachment: bytes) -> None:
+    def check(self, round: int, payload: bytes, attachment: bytes) -> None:
         if attachment != bulk(payload):
             raise ValueError("not what belongs to this payload")
 
     def give_back(self, round: int, payload: bytes, attachment: bytes = b"") -> None:
-        self.check(payload, attachment)
+        self.check(round, payload, attachment)
         super().give_back(round, payload)
 
 

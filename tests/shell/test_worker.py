@@ -71,7 +71,7 @@ class Counting:
         self.was_over = round.expired()
         return WorkResult(b"8 bytes!", None)
 
-    def check(self, payload: bytes, attachment: bytes) -> None:
+    def check(self, round: int, payload: bytes, attachment: bytes) -> None:
         pass
 
     def overtime(self, round: RoundContext) -> None:

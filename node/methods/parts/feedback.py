@@ -30,10 +30,17 @@ class Feedback:
         self._round = -1  # the last one whose steps are in it
         self._taken: set[tuple[int, int]] = set()  # what was taken off: round, and whose bytes
 
-    def add(self, round: int, decay: float, difference: Callable[[Tensor], None]) -> None:
+    def add(
+        self,
+        round: int,
+        decay: float,
+        difference: Callable[[Tensor], None],
+        where: slice = slice(None),  # of `values`: what has its turn
+    ) -> None:
         """`difference` adds this round's steps to the tensor that it is given."""
-        self.values *= decay
-        difference(self.values)
+        part = self.values[where]
+        part *= decay
+        difference(part)
         self._round = round
         self._taken = {one for one in self._taken if one[0] > round - KEPT_ROUNDS}
 

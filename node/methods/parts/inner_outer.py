@@ -7,16 +7,18 @@ the weights move by what all sent is the method's to say.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from node.methods.base import Contribution, GoesOn, RoundContext, WorkResult
+from node.methods.parts.deviation import Deviation
 from node.methods.parts.feed import Feed
 from node.methods.parts.feedback import Feedback, Sent
+from node.methods.parts.fragments import Fragment, cut
 from node.methods.parts.header import Header, decode_header
-from node.methods.parts.overlap import Overlap
 from node.methods.parts.setup import Setup
 from node.methods.parts.shared import SharedWeights
 from node.methods.parts.token_weights import token_weights
@@ -34,6 +36,9 @@ class Settings(Protocol):
     @property
     def overlap(self) -> bool: ...
 
+    @property
+    def fragments(self) -> int: ...
+
     def weigh(self, payload: bytes) -> int: ...
 
 
@@ -50,18 +55,20 @@ class InnerOuter(ABC, Generic[C, U]):
         self._feedback = Feedback(self._size, self._weights.device, self._sent_in)
         self._feed = Feed(setup.data)
         self._trainer = self._make_trainer(setup)
-        self._overlap = Overlap(self._weights) if config.overlap else None
+        self._fragments = cut(self._weights.sizes, config.fragments)
+        stays_away = config.overlap or config.fragments > 1
+        self._deviation = Deviation(self._weights) if stays_away else None
         self._handed_in = NOTHING  # the work for the round that is open
-        self._checked: dict[bytes, U] = {}  # for the round that is being merged
+        self._checked: dict[tuple[int, bytes], U] = {}  # for the round that is being merged
 
     # What a method says
 
     @abstractmethod
     def _encode(self, round: int) -> bytes:
-        """What is worth sending of `self._feedback.values`."""
+        """What is worth sending of `self._feedback.values`, where it is due."""
 
     @abstractmethod
-    def _decode(self, attachment: bytes) -> U:
+    def _decode(self, round: int, attachment: bytes) -> U:
         """Raises ValueError for what no honest peer sends."""
 
     @abstractmethod
@@ -77,9 +84,9 @@ class InnerOuter(ABC, Generic[C, U]):
     def _make_trainer(self, setup: Setup) -> InnerWork:
         return setup.inner(self.config.inner)
 
-    def _add_work(self, total: Tensor) -> None:
-        """total += what the round's own work came to."""
-        self._weights.add_difference(total)
+    def _add_work(self, round: int, total: Tensor) -> None:
+        """total += what the round's own work came to, of what is due."""
+        self._weights.add_difference(total, self._due(round).tensors)
 
     def _outer_state(self) -> dict[str, Tensor]:
         """Replicated, beside the weights: float32 (size,), at most one, live."""
@@ -92,28 +99,37 @@ class InnerOuter(ABC, Generic[C, U]):
     # Local work
 
     def work(self, round: RoundContext) -> WorkResult:
-        """The model shows theta before, and after, unless the next round's steps follow at once."""
-        ahead = NOTHING if self._overlap is None else self._overlap.resume()
+        """The model shows theta before, and after, unless what it did is kept or goes on."""
+        ahead = NOTHING if self._deviation is None else self._deviation.resume()
         report = self._steps(round, round.round, ahead.batches, ahead, None)
-        self._feedback.add(round.round, self.config.feedback_decay, self._add_work)
-        if self._overlap is None:
+        add_work = partial(self._add_work, round.round)
+        where = self._where_due(round.round)
+        self._feedback.add(round.round, self.config.feedback_decay, add_work, where)
+        if self._deviation is None:
             self._weights.show()
         else:
-            self._overlap.leave()
+            self._deviation.leave(self._due(round.round))
         self._handed_in = report
         return WorkResult(Header.of(report).encode(), report.loss, self._encode(round.round))
 
+    def _due(self, round: int) -> Fragment:
+        """What of the weights the round exchanges."""
+        return self._fragments[round % len(self._fragments)]
+
+    def _where_due(self, round: int) -> slice:
+        """The same, of what waits."""
+        return slice(None) if len(self._fragments) == 1 else self._due(round).elements
+
     @property
     def goes_on(self) -> GoesOn:
-        return GoesOn.NEVER if self._overlap is None else GoesOn.AT_ONCE
+        return GoesOn.AT_ONCE if self.config.overlap else GoesOn.NEVER
 
     def overtime(self, round: RoundContext) -> None:
         """The next round's first steps."""
-        overlap = self._overlap
-        if overlap is not None and overlap.is_away:
-            ahead = overlap.report
-            used = self._handed_in.batches + ahead.batches
-            overlap.report = self._steps(round, round.round + 1, used, ahead, 0)
+        mine = self._deviation
+        if mine is not None and mine.is_away:
+            used = self._handed_in.batches + mine.report.batches
+            mine.report = self._steps(round, round.round + 1, used, mine.report, 0)
 
     def _steps(
         self,
@@ -141,21 +157,21 @@ class InnerOuter(ABC, Generic[C, U]):
         return decode_header(payload, self.config.inner)[0]
 
     def _sent_in(self, round: int, attachment: bytes) -> Sent:
-        return self._sent(round, self._update(attachment))
+        return self._sent(round, self._update(round, attachment))
 
     # The replicated update
 
     def weigh(self, payload: bytes) -> int:
         return self.config.weigh(payload)
 
-    def check(self, payload: bytes, attachment: bytes) -> None:
-        self._update(attachment)
+    def check(self, round: int, payload: bytes, attachment: bytes) -> None:
+        self._update(round, attachment)
 
-    def _update(self, attachment: bytes) -> U:
+    def _update(self, round: int, attachment: bytes) -> U:
         """What was checked for a round is not checked again when it is merged."""
-        known = self._checked.get(attachment)
+        known = self._checked.get((round, attachment))
         if known is None:
-            known = self._checked[attachment] = self._decode(attachment)
+            known = self._checked[round, attachment] = self._decode(round, attachment)
         return known
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
@@ -170,7 +186,7 @@ class InnerOuter(ABC, Generic[C, U]):
             for contribution, weight in zip(contributions, weights, strict=True)
             if weight
         ]
-        updates = [self._update(attachment) for attachment, _ in moved]
+        updates = [self._update(round.round, attachment) for attachment, _ in moved]
         self._move(round, updates, [weight for _, weight in moved])
         self._feed.merge(
             round,
@@ -180,8 +196,8 @@ class InnerOuter(ABC, Generic[C, U]):
         self._checked.clear()
 
     def _come_home(self) -> None:
-        if self._overlap is not None:
-            self._overlap.come_home()
+        if self._deviation is not None:
+            self._deviation.come_home()
 
     # State
 
@@ -218,8 +234,8 @@ class InnerOuter(ABC, Generic[C, U]):
 
     def local_state(self) -> dict[str, Tensor]:
         mine = self._feedback.state() | self._feed.local_state()
-        if self._overlap is not None:
-            mine |= self._overlap.state()
+        if self._deviation is not None:
+            mine |= self._deviation.state()
         return mine | self._trainer.local_state()
 
     def load_local_state(self, state: Mapping[str, Tensor]) -> None:
@@ -228,6 +244,6 @@ class InnerOuter(ABC, Generic[C, U]):
         """
         self._feedback.load(state)
         self._feed.load_local_state(state)
-        if self._overlap is not None:
-            self._overlap.load(state)
+        if self._deviation is not None:
+            self._deviation.load(state)
         self._trainer.load_local_state(state)

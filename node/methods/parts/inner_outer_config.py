@@ -20,6 +20,11 @@ class InnerOuterConfig(TunedConfig):
     what the others did is known one exchange late. Takes one more number a weight.
     """
 
+    fragments: Annotated[int, Field(ge=1, le=256)] = 1
+    """Exchange one part of the model each round, in turns, and each part every so many rounds; what
+    a peer did to the others stays with it meanwhile. As many times less is on the line at once.
+    """
+
     unit_of_work: ClassVar[str] = "batches"
     steps_well: ClassVar[int] = 500
     """The most inner steps that the method's paper reports on."""

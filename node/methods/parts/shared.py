@@ -54,12 +54,13 @@ class SharedWeights:
                 for part, view in zip(self._parts, torch.split(moved, self.sizes), strict=True):
                     part.parameter.sub_(view.view(part.parameter.shape))
 
-    def add_difference(self, total: Tensor) -> None:
+    def add_difference(self, total: Tensor, tensors: slice = slice(None)) -> None:
         """total += how far inner steps moved the parameters away from theta, with the sign of a
-        gradient. `total`: float32, flat, of theta's length.
+        gradient. `total`: float32, flat, of the length of these tensors.
         """
+        parts, sizes = self._parts[tensors], self.sizes[tensors]
         with torch.no_grad():
-            for part, view in zip(self._parts, torch.split(total, self.sizes), strict=True):
+            for part, view in zip(parts, torch.split(total, sizes), strict=True):
                 view += (part.theta - part.parameter).reshape(-1)
 
     def digest(self, key: int) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from node.methods.parts.chunks import CHUNK, CHUNK_MAX, KEPT, Layout
+from node.methods.parts.fragments import cut
 from node.methods.parts.inner_outer_config import InnerOuterConfig
 from node.methods.parts.schedule import Schedule
 
@@ -45,4 +46,5 @@ class SparseConfig(InnerOuterConfig):
         return Layout.of(sizes, self.chunk, self.kept, self.value_bits)
 
     def attachment_bytes_max(self, shapes: Sequence[Sequence[int]]) -> int:
-        return self.layout([prod(shape) for shape in shapes]).bytes_max
+        parts = cut([prod(shape) for shape in shapes], self.fragments)
+        return max(self.layout(part.sizes).bytes_max for part in parts)

@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from node.methods.parts.chunks import Layout
 from node.methods.parts.feedback import Sent
 from node.methods.parts.inner_outer import InnerOuter
 from node.methods.parts.setup import Setup
@@ -21,30 +22,32 @@ S = TypeVar("S", bound=SparseConfig)
 class SparseMethod(InnerOuter[S, SparseUpdate]):
     def __init__(self, config: S, setup: Setup) -> None:
         super().__init__(config, setup)
-        self._layout = config.layout(self._weights.sizes)
+        self._layouts = [config.layout(fragment.sizes) for fragment in self._fragments]
 
     def _wanted(self) -> Tensor:
-        """(size,) float32: of what the largest are sent."""
+        """(size,) float32: of what is due in it the largest are sent."""
         return self._feedback.values
 
     def _encode(self, round: int) -> bytes:
-        parts = zip(
-            self._weights.names,
-            self._split(self._wanted()),
-            self._layout.tensors,
-            strict=True,
-        )
+        layout, names = self._layout_of(round), self._weights.names[self._due(round).tensors]
+        parts = zip(names, self._split(round, self._wanted()), layout.tensors, strict=True)
         chosen = [select(*part, self.config.value_bits) for part in parts]
-        return encode(self._layout, chosen)
+        return encode(layout, chosen)
 
-    def _decode(self, attachment: bytes) -> SparseUpdate:
-        return decode(self._layout, attachment)
+    def _decode(self, round: int, attachment: bytes) -> SparseUpdate:
+        return decode(self._layout_of(round), attachment)
+
+    def _layout_of(self, round: int) -> Layout:
+        return self._layouts[round % len(self._layouts)]
 
     def _sent(self, round: int, update: SparseUpdate) -> Sent:
-        return values_of(update, self._weights.device)
+        positions, values = values_of(update, self._weights.device)
+        return positions + self._due(round).elements.start, values
 
-    def _split(self, flat: Tensor) -> Sequence[Tensor]:
-        return torch.split(flat, self._weights.sizes)
+    def _split(self, round: int, flat: Tensor) -> Sequence[Tensor]:
+        """The tensors of a flat vector that are due."""
+        due = self._due(round)
+        return torch.split(flat[due.elements], list(due.sizes))
 
 
 def usable(coefficient: Fraction) -> float:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from node.methods.base import GoesOn
 from node.methods.diloco import Diloco
 from node.methods.diloco_config import DilocoConfig
+from node.methods.parts.deviation import Deviation
 from node.methods.parts.header import decode_header
-from node.methods.parts.overlap import Overlap
 from node.methods.parts.setup import Setup
 from node.methods.parts.shared import SharedWeights
 from node.training.inner import InnerReport
@@ -102,8 +102,8 @@ def test_the_others_moves_come_on_top(make_setup: MakeSetup, make_round: MakeRou
     assert moved.any()
     mine.merge(contexts[0], made)
     assert torch.equal(shown(mine), theta(mine)), "what is looked at between rounds is theta"
-    assert mine._overlap is not None
-    mine._overlap.resume()
+    assert mine._deviation is not None
+    mine._deviation.resume()
     torch.testing.assert_close(theta(mine) - shown(mine), moved, rtol=0, atol=1e-6)
 
 
@@ -166,8 +166,8 @@ def test_late_work_and_steps_ahead_both_wait(make_setup: MakeSetup, make_round: 
     mine.merge(contexts[0], made[1:])
     mine.give_back(0, made[0].payload, made[0].attachment)
     assert torch.equal(mine._feedback.values, late)
-    assert mine._overlap is not None
-    ahead = mine._overlap._vector.clone()
+    assert mine._deviation is not None
+    ahead = mine._deviation._vector.clone()
     assert ahead.any()
     before = theta(mine)
     mine.work(make_round(1, 0, 2))
@@ -187,8 +187,8 @@ def test_a_snapshot_takes_the_steps_along(make_setup: MakeSetup, make_round: Mak
     state["feed.slots"] = torch.tensor([[7, 0]])
     me.load_replicated_state(state)
     assert torch.equal(shown(me), theta(me))
-    assert me._overlap is not None
-    torch.testing.assert_close(me._overlap._vector, moved, rtol=0, atol=1e-6)
+    assert me._deviation is not None
+    torch.testing.assert_close(me._deviation._vector, moved, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("is_away", [True, False])
@@ -214,32 +214,32 @@ def test_steps_ahead_outlive_the_process(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("overlap.moved", torch.zeros(3)),
-        ("overlap.moved", torch.full((1,), float("nan"))),
-        ("overlap.counts", torch.zeros(4, dtype=torch.int64)),
-        ("overlap.loss", torch.zeros(1)),
+        ("deviation.kept", torch.zeros(3)),
+        ("deviation.kept", torch.full((1,), float("nan"))),
+        ("deviation.counts", torch.zeros(4, dtype=torch.int64)),
+        ("deviation.loss", torch.zeros(1)),
     ],
 )
 def test_a_state_that_is_not_ours_is_refused(
     name: str, value: Tensor, make_setup: MakeSetup
 ) -> None:
     setup = make_setup()
-    mine = Overlap(SharedWeights(setup.model, setup.kernels))
+    mine = Deviation(SharedWeights(setup.model, setup.kernels))
     state = mine.state()
     mine.report = InnerReport(1, 1, 16, 2.0, 0, 1)
     broken = value.expand_as(state[name]) if value.isnan().any() else value
-    with pytest.raises(ValueError, match=r"overlap\."):
+    with pytest.raises(ValueError, match=r"deviation\."):
         mine.load({**state, name: broken})
     assert mine.report.steps == 1
     mine.load({})
     assert mine.report.steps == 1, "a run that did not overlap before says nothing of it"
 
 
-def test_who_does_not_overlap_waits(make_setup: MakeSetup) -> None:
+def test_who_does_not_deviation_waits(make_setup: MakeSetup) -> None:
     plain, overlapping = (Diloco(configured(SGD, overlap=o), make_setup()) for o in (False, True))
     assert plain.goes_on is GoesOn.NEVER
     assert overlapping.goes_on is GoesOn.AT_ONCE
-    assert not any(name.startswith("overlap.") for name in plain.local_state())
+    assert not any(name.startswith("deviation.") for name in plain.local_state())
 
 
 def test_each_round_moves(make_setup: MakeSetup, make_round: MakeRound) -> None:
