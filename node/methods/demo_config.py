@@ -6,15 +6,15 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from node.methods.parts.attaching_config import AttachingConfig
 from node.methods.parts.header import weigh_header
 from node.methods.parts.schedule import Decimal, Schedule
 from node.methods.parts.tiles import SIDE_MAX, CoefficientLayout, Values
-from node.methods.parts.tuned import TunedConfig
 from node.training.gradient_config import GradientConfig
 from node.training.inner_config import InnerConfig
 
 
-class DemoConfig(TunedConfig):
+class DemoConfig(AttachingConfig):
     """Part of the manifest."""
 
     name: Literal["demo"]
@@ -43,13 +43,8 @@ class DemoConfig(TunedConfig):
     """
     average: Literal["senders", "peers"] = "senders"
     """A coefficient's mean over those who sent it, or over all. Peers seldom send the same ones."""
-    overlap: bool = False
-    """Go on with the next round's gradient while a round is exchanged: no peer waits for a line,
-    and what it computes then is of the weights before that round. Takes one more number a weight.
-    """
     gradient: GradientConfig = GradientConfig()
 
-    unit_of_work: ClassVar[str] = "batches"
     rates: ClassVar[tuple[str, ...]] = ("0.0003", "0.001", "0.003")
 
     @model_validator(mode="after")
@@ -90,18 +85,6 @@ class DemoConfig(TunedConfig):
         return self.layout(shapes).bytes_max
 
     @property
-    def ledger_bytes(self) -> None:
-        return None
-
-    @property
-    def overlaps(self) -> bool:
-        return self.overlap
-
-    @property
-    def takes_gradients(self) -> bool:
-        return True
-
-    @property
     def batches_a_round(self) -> int | None:
         return self.gradient.batches
 
@@ -110,6 +93,3 @@ class DemoConfig(TunedConfig):
         if self.gradient.batches:
             return self
         return self.changed(gradient={**self.gradient.model_dump(), "batches": 1})
-
-    def cautions(self) -> Sequence[str]:
-        return []

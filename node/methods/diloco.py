@@ -18,7 +18,11 @@ MuLoCo. Penalty and clip are CO2's, for steps that go on during the exchange:
 *CO2: Efficient Distributed Training with Full Communication-Computation Overlap* (2024),
 https://arxiv.org/abs/2401.16265, whose outer momentum is plain, not Nesterov's.
 
-Differences from the paper: Delta_r may be sent in 16, 8 or 4 bits; what rounding takes away, and
+With `fragments` all of this is of one part of the model each round, in turns:
+*Streaming DiLoCo with overlapping communication* (2025), https://arxiv.org/abs/2501.18512. What a
+peer moved ahead while its part was exchanged stays on top of theta, where that paper mixes both.
+
+Differences from the papers: Delta_r may be sent in 16, 8 or 4 bits; what rounding takes away, and
 what missed its round, waits on its peer and is added to the next Delta_r.
 """
 

@@ -36,7 +36,8 @@ from torch import Tensor
 
 from node.errors import DivergedError
 from node.kernels import sparse, subsets
-from node.methods.parts.sparsify import MAGNITUDE_MAX, MAGNITUDE_MIN, to_magnitude
+from node.methods.parts.reading import ByteReader, magnitude_of, pattern_of
+from node.methods.parts.sparsify import to_magnitude
 from node.methods.parts.tiles import CoefficientLayout, Strides, Tiles, Values
 
 Bytes = NDArray[np.uint8]
@@ -45,6 +46,7 @@ Ints = NDArray[np.int64]
 
 VERSION: Final = 0x50
 _BITS: Final[dict[Values, int]] = {"sign": 1, "int8": 8}
+_SCALE: Final = struct.Struct("<H")
 _STREAM: Final = struct.Struct("<HI")
 
 
@@ -85,15 +87,15 @@ def encode(layout: CoefficientLayout, tensors: Sequence[Coefficients]) -> bytes:
     parts = [bytes([VERSION + _BITS[layout.values]])]
     for of, sent in zip(layout.tensors, tensors, strict=True):
         if of.elements:
-            parts.append(_SCALE.pack(_pattern(sent.scale)))
+            parts.append(_SCALE.pack(pattern_of(sent.scale)))
             parts += _encode_tensor(of, sent, layout.values)
     return b"".join(parts)
 
 
 def decode(layout: CoefficientLayout, data: bytes) -> list[Coefficients]:
     """Raises ValueError for what `encode` would not have written."""
-    reader = _Reader(np.frombuffer(data, np.uint8))
-    if reader.take(1)[0] != VERSION + _BITS[layout.values]:
+    reader = ByteReader(np.frombuffer(data, np.uint8))
+    if reader.take(1, "the version")[0] != VERSION + _BITS[layout.values]:
         raise ValueError(f"an update of version {data[0]:#x} is unknown here")
     found = [_decode_tensor(of, layout.values, reader) for of in layout.tensors]
     if reader.left:
@@ -119,11 +121,11 @@ def _encode_tensor(of: Tiles | Strides, sent: Coefficients, values: Values) -> I
         yield _packed(sent.symbols < 0) if values == "sign" else sent.symbols.tobytes()
 
 
-def _decode_tensor(of: Tiles | Strides, values: Values, reader: "_Reader") -> Coefficients:
+def _decode_tensor(of: Tiles | Strides, values: Values, reader: ByteReader) -> Coefficients:
     positions = None if isinstance(of, Strides) else np.empty(0, np.int64)
     if not of.elements:
         return Coefficients(0.0, np.empty(0, np.int8), positions)
-    scale = _scale(_SCALE.unpack(reader.take(_SCALE.size).tobytes())[0])
+    scale = magnitude_of(_SCALE.unpack(reader.take(_SCALE.size, "a scale").tobytes())[0], "a scale")
     if isinstance(of, Strides):
         symbols = _decode_any(of.slots, values, reader)
     elif of.rank_bits is None:
@@ -153,8 +155,8 @@ def _encode_numbers(of: Tiles, bits: int, positions: Ints) -> bytes:
     return out.tobytes()
 
 
-def _decode_numbers(of: Tiles, bits: int, reader: "_Reader") -> Ints:
-    data = reader.take(-(-of.count * bits // 8))
+def _decode_numbers(of: Tiles, bits: int, reader: ByteReader) -> Ints:
+    data = reader.take(-(-of.count * bits // 8), "positions")
     counts = np.empty(of.count, np.int64)
     positions = np.empty(of.count * of.k, np.int64)
     table = subsets.binomials(of.length, of.k)
@@ -176,12 +178,14 @@ def _encode_gaps(of: Tiles, positions: Ints) -> Iterator[bytes]:
     yield out.tobytes()
 
 
-def _decode_gaps(of: Tiles, reader: "_Reader") -> Ints:
-    divisor, size = _STREAM.unpack(reader.take(_STREAM.size).tobytes())
+def _decode_gaps(of: Tiles, reader: ByteReader) -> Ints:
+    divisor, size = _STREAM.unpack(reader.take(_STREAM.size, "positions").tobytes())
     if not 1 <= divisor <= of.length:
         raise ValueError(f"a divisor of {divisor} does not lie within 1..{of.length}")
     positions = np.empty(of.count * of.k, np.int64)
-    fault = sparse.read_span(reader.take(size), divisor, of.length, of.k, of.size, positions)
+    fault = sparse.read_span(
+        reader.take(size, "positions"), divisor, of.length, of.k, of.size, positions
+    )
     if fault:
         raise ValueError(sparse.FAULTS[fault])
     return positions
@@ -203,11 +207,11 @@ def _encode_any(symbols: Signs, values: Values) -> Iterator[bytes]:
     yield _packed(symbols[there] < 0)
 
 
-def _decode_any(count: int, values: Values, reader: "_Reader") -> Signs:
+def _decode_any(count: int, values: Values, reader: ByteReader) -> Signs:
     if values == "int8":
         return _int8(count, reader)
     symbols = np.zeros(count, np.int8)
-    kind = reader.take(1)[0]
+    kind = reader.take(1, "signs")[0]
     if kind > 1:
         raise ValueError(f"signs of the kind {kind} are unknown here")
     there = np.ones(count, np.bool_) if kind == 0 else _unpacked(count, reader)
@@ -217,7 +221,7 @@ def _decode_any(count: int, values: Values, reader: "_Reader") -> Signs:
     return symbols
 
 
-def _decode_nonzero(count: int, values: Values, reader: "_Reader") -> Signs:
+def _decode_nonzero(count: int, values: Values, reader: ByteReader) -> Signs:
     if values == "sign":
         return 1 - 2 * _unpacked(count, reader).astype(np.int8)
     symbols = _int8(count, reader)
@@ -226,8 +230,8 @@ def _decode_nonzero(count: int, values: Values, reader: "_Reader") -> Signs:
     return symbols
 
 
-def _int8(count: int, reader: "_Reader") -> Signs:
-    symbols = reader.take(count).view(np.int8).copy()
+def _int8(count: int, reader: ByteReader) -> Signs:
+    symbols = reader.take(count, "values").view(np.int8).copy()
     if (symbols == -128).any():
         raise ValueError("a code stands for nothing")
     return symbols
@@ -237,47 +241,8 @@ def _packed(bits: NDArray[np.bool_]) -> bytes:
     return np.packbits(bits, bitorder="little").tobytes()
 
 
-def _unpacked(count: int, reader: "_Reader") -> NDArray[np.bool_]:
-    bits = np.unpackbits(reader.take(-(-count // 8)), bitorder="little")
+def _unpacked(count: int, reader: ByteReader) -> NDArray[np.bool_]:
+    bits = np.unpackbits(reader.take(-(-count // 8), "signs"), bitorder="little")
     if bits[count:].any():
         raise ValueError("the padding behind the bits is not zero")
     return bits[:count].astype(np.bool_)
-
-
-# Scales
-
-
-_SCALE: Final = struct.Struct("<H")
-
-
-def _pattern(scale: float) -> int:
-    """The bf16 pattern of a scale; asserts that there is one."""
-    pattern = int(np.float32(scale).view(np.uint32)) >> 16
-    assert _scale(pattern) == scale, scale
-    return pattern
-
-
-def _scale(pattern: int) -> float:
-    value = float(np.array(pattern << 16, np.uint32).view(np.float32))
-    # Also true for a NaN, an infinity and what is negative.
-    if pattern and not MAGNITUDE_MIN <= value <= MAGNITUDE_MAX:
-        raise ValueError(f"a scale of {value:g} is not within {MAGNITUDE_MIN:g}..{MAGNITUDE_MAX:g}")
-    return value
-
-
-class _Reader:
-    """Takes bytes off the front; raises ValueError where there are too few."""
-
-    def __init__(self, data: Bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    @property
-    def left(self) -> int:
-        return len(self._data) - self._at
-
-    def take(self, count: int) -> Bytes:
-        if count > self.left:
-            raise ValueError("the bytes end early")
-        self._at += count
-        return self._data[self._at - count : self._at]

@@ -85,8 +85,8 @@ class Deviation:
         return {_KEPT: self._vector, _COUNTS: torch.tensor(counts), _LOSS: loss}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing was kept, if nothing is said of it. Raises ValueError, and leaves
-        everything as it was, for what `state` did not write.
+        """Nothing was kept, if nothing is said of it. Raises ValueError, and leaves everything as
+        it was, for what `state` did not write.
         """
         if _KEPT not in state:
             return

@@ -5,44 +5,26 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 
+from node.methods.parts.attaching_config import AttachingConfig
 from node.methods.parts.header import weigh_header
-from node.methods.parts.tuned import TunedConfig
 from node.training.inner_config import InnerConfig
 
 
-class InnerOuterConfig(TunedConfig):
+class InnerOuterConfig(AttachingConfig):
     inner: InnerConfig = InnerConfig()
     feedback_decay: Annotated[float, Field(ge=0, le=1)] = 1.0
     """What is left, a round later, of what was not sent, and of what missed its round."""
-
-    overlap: bool = False
-    """Go on with the next round's steps while a round is exchanged: no peer waits for a line, and
-    what the others did is known one exchange late. Takes one more number a weight.
-    """
 
     fragments: Annotated[int, Field(ge=1, le=256)] = 1
     """Exchange one part of the model each round, in turns, and each part every so many rounds; what
     a peer did to the others stays with it meanwhile. As many times less is on the line at once.
     """
 
-    unit_of_work: ClassVar[str] = "batches"
     steps_well: ClassVar[int] = 500
     """The most inner steps that the method's paper reports on."""
 
     def weigh(self, payload: bytes) -> int:
         return weigh_header(payload, self.inner)
-
-    @property
-    def ledger_bytes(self) -> None:
-        return None
-
-    @property
-    def overlaps(self) -> bool:
-        return self.overlap
-
-    @property
-    def takes_gradients(self) -> bool:
-        return True
 
     def cautions(self) -> Sequence[str]:
         most = self.inner.attempts_max

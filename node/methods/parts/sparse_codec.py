@@ -33,7 +33,8 @@ from torch import Tensor
 from node.kernels import sparse
 from node.kernels.threads import Threads
 from node.methods.parts.chunks import CHUNK_MAX, HEADER_BYTES, Layout, TensorChunks
-from node.methods.parts.sparsify import MAGNITUDE_MAX, MAGNITUDE_MIN, Selection
+from node.methods.parts.reading import ByteReader, magnitude_of, pattern_of
+from node.methods.parts.sparsify import Selection
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -76,7 +77,7 @@ def encode(layout: Layout, selections: Sequence[Selection]) -> bytes:
 
 def decode(layout: Layout, data: bytes) -> SparseUpdate:
     """Check the bytes against the layout. Raises ValueError for any that do not fit it."""
-    reader = _Reader(np.frombuffer(data, np.uint8))
+    reader = ByteReader(np.frombuffer(data, np.uint8))
     if reader.take(1, "the version")[0] != VERSION + layout.symbol_bits:
         raise ValueError(
             f"version {data[0]:#x} of the sparse code; this run has"
@@ -130,7 +131,7 @@ def _encode_tensor(layout: Layout, tensor: int, selection: Selection) -> Iterabl
         _encode_span(chunks, positions, span.first, span.kept, divisor, bits)
         for span in layout.spans[tensor]
     ]
-    low, high = _pattern(selection.low), _pattern(selection.high)
+    low, high = pattern_of(selection.low), pattern_of(selection.high)
     yield _HEADER.pack(divisor % CHUNK_MAX, low, high)
     yield np.array([len(stream) for stream in streams], "<u4").tobytes()
     yield _pack(selection.symbols.cpu().numpy(), layout.symbol_bits)
@@ -155,25 +156,7 @@ def _encode_span(
     return out[:size].tobytes()
 
 
-class _Reader:
-    """Takes bytes off the front; raises ValueError where there are too few."""
-
-    def __init__(self, data: Bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    @property
-    def left(self) -> int:
-        return len(self._data) - self._at
-
-    def take(self, count: int, what: str) -> Bytes:
-        if count > self.left:
-            raise ValueError(f"the bytes end in {what}")
-        self._at += count
-        return self._data[self._at - count : self._at]
-
-
-def _decode_tensor(layout: Layout, tensor: int, reader: _Reader) -> TensorUpdate:
+def _decode_tensor(layout: Layout, tensor: int, reader: ByteReader) -> TensorUpdate:
     chunks, what = layout.tensors[tensor], f"tensor {tensor}"
     if not chunks.size:
         return TensorUpdate(1, 0.0, 0.0, np.empty(0, np.uint8), ())
@@ -189,7 +172,9 @@ def _decode_tensor(layout: Layout, tensor: int, reader: _Reader) -> TensorUpdate
     if int(symbols[-1]) >> (8 - unused):
         raise ValueError(f"{what}: the padding behind its symbols is not zero")
     streams = tuple(reader.take(length, what) for length in lengths)
-    return TensorUpdate(divisor, _magnitude(low, what), _magnitude(high, what), symbols, streams)
+    return TensorUpdate(
+        divisor, magnitude_of(low, what), magnitude_of(high, what), symbols, streams
+    )
 
 
 def _spans(layout: Layout) -> Iterable[tuple[int, int]]:
@@ -226,21 +211,3 @@ def _pack(symbols: Bytes, bits: int) -> bytes:
 def _unpack(packed: Bytes, bits: int) -> Bytes:
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     return ((packed[:, None] >> shifts) & np.uint8((1 << bits) - 1)).reshape(-1)
-
-
-def _pattern(magnitude: float) -> int:
-    """The bf16 pattern of a magnitude; asserts that there is one."""
-    pattern = int(np.float32(magnitude).view(np.uint32)) >> 16
-    assert _magnitude(pattern, "a selection") == magnitude, magnitude
-    return pattern
-
-
-def _magnitude(pattern: int, what: str) -> float:
-    """The number of a bf16 pattern. Raises ValueError unless it is a magnitude that may travel:
-    patterns of NaNs, infinities and negative numbers are none."""
-    value = float(np.array(pattern << 16, np.uint32).view(np.float32))
-    if pattern and not MAGNITUDE_MIN <= value <= MAGNITUDE_MAX:
-        raise ValueError(
-            f"{what}: a magnitude of {value:g} is not within {MAGNITUDE_MIN:g}..{MAGNITUDE_MAX:g}"
-        )
-    return value
