@@ -22,8 +22,10 @@ class SparseLocoConfig(SparseConfig):
     larger as there are peers: it wants a smaller rate.
     """
 
-    rates: ClassVar[tuple[str, ...]] = ("1", "2", "4")
-    """Above 1, because the mean over all peers makes the moves small that few of them sent."""
+    rates: ClassVar[tuple[str, ...]] = ("0.5", "1", "2", "4")
+    """The mean over all peers makes the moves small that few of them sent: it wants the upper ones,
+    the mean over senders the lower ones.
+    """
 
     def cautions(self) -> Sequence[str]:
         found = list(super().cautions())

@@ -15,7 +15,7 @@ from node.methods.parts.fragments import cut
 from node.methods.sparseloco import SparseLoco
 from node.methods.sparseloco_config import SparseLocoConfig
 from tests.methods.conftest import MakeRound, MakeSetup
-from tests.methods.inner_outer import contribution, go_on, sent, theta
+from tests.methods.inner_outer import contribution, go_on, sent, theta, waiting
 
 SGD = {"name": "sgd", "lr": 0.05}
 
@@ -41,6 +41,10 @@ def test_fragments_are_even_runs_of_whole_tensors(sizes: list[int], data: st.Dat
         at += sum(part.sizes)
     if len(set(sizes)) == 1 and len(sizes) % count == 0:
         assert len({len(part.sizes) for part in parts}) == 1
+
+
+def test_large_tensors_decide_where_to_cut() -> None:
+    assert [part.sizes for part in cut([1, 1, 1, 100, 100, 1], 2)] == [(1, 1, 1, 100), (100, 1)]
 
 
 def test_more_fragments_than_tensors() -> None:
@@ -135,6 +139,21 @@ def test_what_a_peer_did_to_the_others_stays_with_it(
     did[due] = 0
     torch.testing.assert_close(kept, did, rtol=0, atol=1e-6)
     assert did.any()
+
+
+def test_what_is_taken_off_is_what_moved(make_setup: MakeSetup, make_round: MakeRound) -> None:
+    """SparseLoCo, alone: theta moves by what was sent, and where; and no longer waits for it."""
+    fields = {"name": "sparseloco", "chunk": 64, "kept": 4, "fragments": 3, "feedback_decay": 1}
+    inner = {"steps": 1, "optimizer": SGD}
+    me = SparseLoco(SparseLocoConfig.model_validate(fields | {"inner": inner}), make_setup())
+    for number in range(4):
+        one = contribution(me, make_round(number, 0, 1))
+        before, waited = theta(me), waiting(me)
+        me.merge(make_round(number, 0, 1), [one])
+        moved = sent(me, one, number)
+        assert moved[me._due(number).elements].any()
+        torch.testing.assert_close(before - theta(me), moved, rtol=0, atol=1e-7)
+        torch.testing.assert_close(waited - waiting(me), moved, rtol=0, atol=1e-7)
 
 
 def test_a_payload_of_another_turn_is_refused(make_setup: MakeSetup, make_round: MakeRound) -> None:
