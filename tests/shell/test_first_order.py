@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from node.local import FILE
 from node.swarm import Swarm
-from tests.shell.runs import DILOCO, SPARSELOCO, write_run
+from tests.shell.runs import DEMO, SPARSELOCO, STREAMING, write_run
 from tests.shell.swarms import WAIT_S, agree, ask, ending, entries, grow, members_seen, reach, words
 
 
@@ -39,9 +41,12 @@ def test_a_swarm_of_sparseloco(tmp_path: Path) -> None:
         assert "local-state-unusable" not in (founder.home / "events.jsonl").read_text()
 
 
-def test_a_swarm_of_diloco(tmp_path: Path) -> None:
-    """P1: a newcomer takes over the weights and the momentum, which are more than the ledger."""
-    config = write_run(tmp_path, method=DILOCO)
+@pytest.mark.parametrize(("name", "method"), [("diloco", STREAMING), ("demo", DEMO)])
+def test_a_swarm_that_overlaps(name: str, method: str, tmp_path: Path) -> None:
+    """P1: a newcomer takes over the weights, and the momentum of DiLoCo, which are more than the
+    ledger.
+    """
+    config = write_run(tmp_path, method=method)
     with ending(Swarm(tmp_path / "swarm", config, ["--threads", "1"])) as swarm:
         grow(swarm, 2)
         reach(swarm, max(swarm.rounds().values()) + 12)
@@ -49,4 +54,4 @@ def test_a_swarm_of_diloco(tmp_path: Path) -> None:
         assert swarm.wait(lambda: members_seen(swarm) == 3, WAIT_S), words(swarm)
         reach(swarm, max(swarm.rounds().values()) + 3)
         agree(swarm)
-        assert ask("status", "--home", str(swarm.peers[2].home))["method"] == "diloco"
+        assert ask("status", "--home", str(swarm.peers[2].home))["method"] == name
