@@ -18,7 +18,7 @@ class DemoConfig(AttachingConfig):
     """Part of the manifest."""
 
     name: Literal["demo"]
-    learning_rate: Schedule = Schedule(peak="0.001")
+    learning_rate: Schedule = Schedule(peak="0.002")
     """Of the update. With `update = "sign"` it is how far each weight moves in a round."""
     weight_decay: Decimal = "0"
     """The share of each weight that a round takes away, times the learning rate."""
@@ -31,7 +31,7 @@ class DemoConfig(AttachingConfig):
     """
     tile: Annotated[int, Field(ge=1, le=SIDE_MAX)] = SIDE_MAX
     """The longest side of a tile, for `dct`."""
-    kept: Annotated[int, Field(ge=1, le=SIDE_MAX**2)] = 8
+    kept: Annotated[int, Field(ge=1, le=SIDE_MAX**2)] = 32
     """Coefficients sent of each whole tile, for `dct`."""
     one_in: Annotated[int, Field(ge=1, le=1 << 16)] = 16
     """For `random`, `striding` and `slicing`."""
@@ -45,7 +45,7 @@ class DemoConfig(AttachingConfig):
     """A coefficient's mean over those who sent it, or over all. Peers seldom send the same ones."""
     gradient: GradientConfig = GradientConfig()
 
-    rates: ClassVar[tuple[str, ...]] = ("0.0003", "0.001", "0.003")
+    rates: ClassVar[tuple[str, ...]] = ("0.001", "0.002", "0.004", "0.008")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -19,8 +19,10 @@ class GradientConfig(Table):
     """
     batches_max: Annotated[int, Field(ge=1, le=BATCHES_MAX)] = 1024
     """At most so many a round, however long the window."""
-    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """A mean gradient that is longer than this is shortened to it, before it joins the momentum."""
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
+    """A mean gradient that is longer than this is shortened to it, before it joins the momentum, as
+    in the paper's runs: in the first rounds a long one would outlast many others there.
+    """
     autocast: Literal["bfloat16"] | None = None
     """Multiply in this type. Weights and gradients stay float32."""
     checkpoint_activations: bool = False

@@ -34,7 +34,7 @@ def configured(**changes: object) -> DemoConfig:
         "learning_rate": {"peak": str(LR)},
         "one_in": 4,
         "kept": 64,
-        "gradient": {"batches": 1},
+        "gradient": {"batches": 1, "clip_norm": None},
     }
     return DemoConfig.model_validate({**fields, **changes})
 
