@@ -16,6 +16,7 @@ On these tensors:
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))  # runnable as a file, too
 
 from node.kernels import kernels_for
+from node.methods.base import RoundContext
 from node.methods.demo import Demo
 from node.methods.demo_config import DemoConfig
 from node.methods.parts.chunks import Layout
@@ -73,7 +75,7 @@ def made(shapes: Sequence[tuple[int, ...]] = SHAPES, **fields: object) -> Demo:
 def update(method: Demo, gradients: list[Tensor]) -> bytes:
     """One peer's round, from its gradient on."""
     method._gradient._sums, method._gradient._count = gradients, 1
-    method._feedback.add(0, 0.999, method._add_work)
+    method._feedback.add(0, 0.999, partial(method._add_work, 0))
     return method._encode(0)
 
 
@@ -110,10 +112,11 @@ def main() -> None:
     )
 
     updates = [update(method, gradients) for _ in range(PEERS)]
+    context = RoundContext(bytes(32), 0, bytes(32), (bytes(32),), lambda: True)
     wide, square64 = tiles.double(), square.double()
 
     def merge() -> None:
-        method._move(0, [method._decode(data) for data in updates], [1] * PEERS)
+        method._move(context, [method._decode(0, data) for data in updates], [1] * PEERS)
 
     merge_s, product64_s = time_in_turns(merge, lambda: (wide @ square64, wide @ square64), REPEATS)
     numbers = {
