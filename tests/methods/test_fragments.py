@@ -156,6 +156,18 @@ def test_what_is_taken_off_is_what_moved(make_setup: MakeSetup, make_round: Make
         torch.testing.assert_close(waited - waiting(me), moved, rtol=0, atol=1e-7)
 
 
+def test_what_waits_fades_in_its_turn_alone(make_setup: MakeSetup, make_round: MakeRound) -> None:
+    """Else it would be forgotten as many times faster."""
+    me = Diloco(configured(feedback_decay=0.5), make_setup())
+    contribution(me, make_round(0, 0, 1))
+    first = me._due(0).elements
+    waited = waiting(me)[first]
+    assert waited.any()
+    for number in (1, 2):
+        contribution(me, make_round(number, 0, 1))
+        assert torch.equal(waiting(me)[first], waited)
+
+
 def test_a_payload_of_another_turn_is_refused(make_setup: MakeSetup, make_round: MakeRound) -> None:
     """P6"""
     inner = {"steps": 1, "optimizer": SGD}
