@@ -19,7 +19,7 @@ from node.keeper import StateKeeper
 from node.local import LocalState
 from node.methods.base import GoesOn, Method, Overtime, RoundContext
 from node.ports import Disk
-from node.replica import Replica
+from node.replica import Place, Replica
 from node.snapshots import Snapshots
 from node.store import StoreError
 from protocol.events import (
@@ -95,7 +95,8 @@ class TrainingWorker:
         self._wishes = Wishes((0, Hash(setting.run)))
         self._lag = Lag(setting, disk, snapshots, self._wishes, reports.post)
         self._postponed: _Work | None = None
-        self._handed_in: RoundContext | None = None  # of the work that was done last
+        # The work that was done last: where the state stood, and of what round.
+        self._handed_in: tuple[Place, RoundContext] | None = None
         self._overtime_end_s = 0.0
         self._ahead_s = 0.0  # that went into the next round's work since then
         self._thread = threading.Thread(target=self._main, name="trainer", daemon=True)
@@ -169,10 +170,11 @@ class TrainingWorker:
 
     def _next(self) -> _Command:
         """What to do. Nobody sits idle who has handed in what an open round needs of it."""
-        method, done = self._replica.method, self._handed_in
-        if done is None or done.round != self._replica.round or not isinstance(method, Overtime):
+        method, handed_in = self._replica.method, self._handed_in
+        if handed_in is None or not isinstance(method, Overtime):
             return self._commands.get()
-        if method.goes_on is GoesOn.NEVER:
+        place, done = handed_in
+        if place != self._replica.place or method.goes_on is GoesOn.NEVER:
             return self._commands.get()
         floor_s = self._setting.rules.deadline_floor_ms / 1000
         try:
@@ -299,7 +301,7 @@ class TrainingWorker:
         if done.attachment:
             attached = self._attachments.add(task.round, done.attachment)
         self._reports.post(WorkDone(*place, state, done.payload, *scalars, root, attached))
-        self._handed_in = context
+        self._handed_in = place, context
 
     def _window_end_s(self, work: _Work) -> float:
         """Who comes to a round late works for what is left of it: the others do not wait. What was
