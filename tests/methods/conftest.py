@@ -7,9 +7,7 @@ import torch
 
 from node.methods.base import RoundContext
 from node.methods.parts.setup import Setup
-from tests.methods.making import RUN, peer, round_of, tiny_setup
-
-__all__ = ["RUN", "MakeRound", "MakeSetup", "peer"]
+from tests.methods.making import round_of, tiny_setup
 
 torch.set_num_threads(1)  # the models here are tiny: threads only wait for each other
 

@@ -20,8 +20,9 @@ from node.methods.parts.masks import Mask
 from node.methods.parts.outgoing import Outgoing
 from node.methods.parts.tiles import Tiles
 from node.training.losses import Batch, batch_loss
-from tests.methods.conftest import MakeRound, MakeSetup, peer
+from tests.methods.conftest import MakeRound, MakeSetup
 from tests.methods.inner_outer import contribution, gradient, sent, theta, waiting
+from tests.methods.making import peer
 from tests.training import modules
 
 REPLICATORS = ("dct", *get_args(Mask))

@@ -14,8 +14,9 @@ from node.methods.diloco_config import DilocoConfig
 from node.methods.parts.dense_codec import decode, encode
 from node.methods.parts.header import decode_header
 from node.methods.parts.outer_step import TINY, outer_step
-from tests.methods.conftest import MakeRound, MakeSetup, peer
+from tests.methods.conftest import MakeRound, MakeSetup
 from tests.methods.inner_outer import contribution, gradient, sent, theta
+from tests.methods.making import peer
 
 SGD = {"name": "sgd", "lr": 0.05}
 MOVES = {"learning_rate": {"peak": "1"}, "momentum": "0"}  # to the peers' average

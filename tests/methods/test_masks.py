@@ -9,7 +9,7 @@ from node.kernels.philox import DIRECTIONS, philox_words
 from node.methods.parts.masks import Mask, slots_of
 from node.methods.parts.seeds import mask_key
 from node.methods.parts.tiles import Strides
-from tests.methods.conftest import RUN
+from tests.methods.making import RUN
 
 SIZES = [1, 2, 15, 16, 17, 64, 1000, 8191]
 

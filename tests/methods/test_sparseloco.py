@@ -7,8 +7,9 @@ from node.methods.base import Contribution, RoundContext
 from node.methods.parts.header import decode_header
 from node.methods.sparseloco import SparseLoco
 from node.methods.sparseloco_config import SparseLocoConfig
-from tests.methods.conftest import MakeRound, MakeSetup, peer
+from tests.methods.conftest import MakeRound, MakeSetup
 from tests.methods.inner_outer import contribution, sent, theta, waiting
+from tests.methods.making import peer
 
 CONFIG = SparseLocoConfig.model_validate(
     {
