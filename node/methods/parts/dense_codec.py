@@ -64,6 +64,22 @@ def encode(layout: DenseLayout, tensors: Sequence[Tensor]) -> bytes:
     return b"".join(parts)
 
 
+def rounded(
+    values: Tensor,  # (rows, size) float32, finite: one tensor of as many peers
+    bits: Bits,
+) -> Tensor:
+    """What everybody decodes of each row's encoding, all rows at once."""
+    if bits >= 16:
+        return _float_codes(values, bits).float()
+    rows, size = values.shape
+    padded = values.new_zeros(rows, -(-size // BLOCK) * BLOCK)
+    padded[:, :size] = values
+    scales, codes = _scaled_codes(padded.view(-1, BLOCK), bits)
+    if bits == 4:
+        codes = torch.from_numpy(_E3M0_VALUES).to(values.device)[codes.long()]
+    return (codes.float() * scales[:, None]).view(rows, -1)[:, :size]
+
+
 def decode(layout: DenseLayout, data: bytes) -> DenseUpdate:
     """Raises ValueError for what `encode` would not have written."""
     if len(data) != layout.bytes:
@@ -90,21 +106,29 @@ def _parts(layout: DenseLayout, data: Bytes) -> Iterator[tuple[Bytes, Bytes, int
 
 def _coded(values: Tensor, bits: Bits) -> list[bytes]:
     if bits >= 16:
-        kept = values.clamp(-MAGNITUDE_MAX, MAGNITUDE_MAX)
-        kept = kept.masked_fill(kept.abs() < MAGNITUDE_MIN, 0.0)
-        if bits == 32:
-            return [_bytes(kept)]
-        # Rounding up from below the limit reaches it, which bf16 holds.
-        return [_bytes(kept.to(torch.bfloat16))]
-    blocks = _in_blocks(values)
+        return [_bytes(_float_codes(values, bits))]
+    scales, codes = _scaled_codes(_in_blocks(values), bits)
+    codes = codes.reshape(-1)[: values.numel()]
+    packed = codes if bits == 8 else _in_pairs(codes)
+    return [_bytes(scales.to(torch.bfloat16)), _bytes(packed)]
+
+
+def _float_codes(values: Tensor, bits: Bits) -> Tensor:
+    kept = values.clamp(-MAGNITUDE_MAX, MAGNITUDE_MAX)
+    kept = kept.masked_fill(kept.abs() < MAGNITUDE_MIN, 0.0)
+    # Rounding up from below the limit reaches it, which bf16 holds.
+    return kept if bits == 32 else kept.to(torch.bfloat16)
+
+
+def _scaled_codes(
+    blocks: Tensor,  # (count, BLOCK)
+    bits: Bits,
+) -> tuple[Tensor, Tensor]:  # (count,) scales, as bf16 holds them; (count, BLOCK) codes
     most = blocks.abs().amax(1)
     scales = _scales(most / 127 if bits == 8 else most)
     shares = blocks / torch.where(scales > 0, scales, 1.0)[:, None]
     shares.masked_fill_(scales[:, None] == 0, 0.0)
-    codes = _int8(shares) if bits == 8 else _e3m0(shares)
-    codes = codes.reshape(-1)[: values.numel()]
-    packed = codes if bits == 8 else _in_pairs(codes)
-    return [_bytes(scales.to(torch.bfloat16)), _bytes(packed)]
+    return scales, _int8(shares) if bits == 8 else _e3m0(shares)
 
 
 def _scales(wanted: Tensor) -> Tensor:
