@@ -53,10 +53,13 @@ class PushSum(Mixing):
         state[MODEL].copy_(_ratio(state))
 
     def _take_in(self, state: State) -> None:
-        """What inner steps did to z; nothing, to the bit, if there were none."""
+        """What inner steps did to z moves x as far, and z by 1 / w of it, as in the paper. Nothing,
+        to the bit, if there were none.
+        """
         state[MASS].add_(state[MODEL] - _ratio(state))
+        state[MODEL].copy_(_ratio(state))
 
 
 def _ratio(state: State) -> Tensor:
-    ratio: Tensor = state[MASS] / state[WEIGHT].float()
-    return ratio
+    mass = state[MASS]
+    return (mass / state[WEIGHT]).to(mass.dtype)

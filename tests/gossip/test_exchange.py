@@ -1,6 +1,7 @@
-"""Exchanges of real peers: what one gains the other loses, stretch by stretch, whatever the code."""
+"""Exchanges of real peers: what one gains the other loses, stretch by stretch, whatever the
+code."""
 
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
@@ -34,7 +35,8 @@ def wide(method: str, **settings: Any) -> list[Party]:  # noqa: ANN401 - as a ru
     """Two peers whose models take several stretches."""
     found = []
     for seed in range(2):
-        built = build_model(GptConfig(kind="gpt", layers=1, width=32, heads=1, context=8, seed=seed))
+        shape = GptConfig(kind="gpt", layers=1, width=32, heads=1, context=8, seed=seed)
+        built = build_model(shape)
         kernels = kernels_for(torch.device("cpu"))
         setup = Setup(built.module, tiny_setup().data, batch_loss, kernels, RUN)
         found.append(Party(config(method, stretch=STRETCH, **settings), setup))
@@ -191,7 +193,7 @@ def test_stretches_cover_the_model_and_rows_round_as_bytes_do(
 ) -> None:
     stretches = cut(sizes, 4096)
     assert stretches[0].start == 0
-    assert all(a.stop == b.start for a, b in zip(stretches, stretches[1:], strict=False))
+    assert all(a.stop == b.start for a, b in pairwise(stretches))
     assert all(sum(part.sizes) == part.stop - part.start <= 4096 for part in stretches)
     per_tensor = [0] * len(sizes)
     for part in stretches:
