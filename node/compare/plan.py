@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from node.compare.records import BASELINE, Cell
 from node.config import RunFile, load_run_file
 from node.errors import ConfigError
+from node.methods.parts.gossip_config import GossipConfig
 from node.methods.registry import CONFIGS, MethodConfig, config_beside
 from node.training.inner_config import InnerConfig
 
@@ -29,11 +30,17 @@ class Entrant:
 
 def entrants(run_file: RunFile, names: Sequence[str] | None) -> list[Entrant]:
     """The methods called so: names, or other run files whose [method] is meant. None: all that can
-    train from scratch. The run file's own method is as it says. Raises ConfigError.
+    train from scratch, of the run file's own kind. The run file's own method is as it says. Raises
+    ConfigError.
     """
     own = run_file.method
     if names is None:
-        names = [name for name, kind in CONFIGS.items() if kind.from_scratch]
+        gossips = isinstance(own, GossipConfig)
+        names = [
+            name
+            for name, kind in CONFIGS.items()
+            if kind.from_scratch and issubclass(kind, GossipConfig) == gossips
+        ]
     found = [_entrant(own, name) for name in names]
     if len({one.label for one in found}) < len(found):
         raise ConfigError("two methods have one name", "give their run files different names")

@@ -9,8 +9,9 @@ from node.config import parse_run_file
 from node.gossip.exchange import Exchange, stay_alone
 from node.gossip.pairings import Meeting
 from node.gossip.party import Party
+from node.methods.parts.gossip_config import GossipConfig
 from node.methods.parts.mixing import MODEL, Mixing, Offer
-from node.methods.registry import AnyGossip, GossipConfig
+from node.methods.registry import AnyGossip
 from tests.methods.making import peer, tiny_setup
 
 
