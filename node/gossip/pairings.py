@@ -109,10 +109,18 @@ def settled(kind: Kind, views: Sequence[View], round: int, group: int = 2) -> li
 
 
 def partners(view: View, me: bytes, number: int) -> Iterator[bytes]:
-    """Whom an asynchronous peer asks for its exchange `number`, one after the other: all others."""
-    for _, member in _keyed(view, _RANK, number, me):
-        if member != me:
-            yield member
+    """Whom an asynchronous peer asks for its exchange `number`, one after the other: all others,
+    shuffled (Fisher and Yates), as far as they are looked at.
+    """
+    others = len(view.members) - (me in view.members)
+    own = bisect_left(view.members, me) if me in view.members else len(view.members)
+    swapped: dict[int, int] = {}
+    for at in range(others):
+        draw = _key(_RANK, view, number, me, at.to_bytes(32, "little"))
+        chosen = at + (draw * (others - at) >> _KEY_BITS)
+        place = swapped.get(chosen, chosen)
+        swapped[chosen] = swapped.pop(at, at)
+        yield view.members[place + (place >= own)]
 
 
 def exponential_wait(
@@ -146,11 +154,9 @@ def _key(purpose: int, view: View, number: int, owner: bytes, member: bytes) -> 
     return int.from_bytes(digest, "big")
 
 
-def _keyed(
-    view: View, purpose: int, number: int, owner: bytes = bytes(32)
-) -> list[tuple[int, bytes]]:
+def _keyed(view: View, purpose: int, number: int) -> list[tuple[int, bytes]]:
     """Members by their keys, ascending; equal keys by the member."""
-    return sorted((_key(purpose, view, number, owner, one), one) for one in view.members)
+    return sorted((_key(purpose, view, number, bytes(32), one), one) for one in view.members)
 
 
 def _draws(seed: bytes, me: bytes, number: int) -> Iterator[int]:

@@ -12,6 +12,7 @@ groups, another one in each round; each takes its own x_i as it was decoded.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ from node.methods.parts.mixing import MODEL, Mixing, Offer, State, toward_mean
 
 
 class Averaging(Mixing):
+    conserved: ClassVar[str | None] = MODEL
+
     def offer(self, state: State) -> list[Tensor]:
         return [state[MODEL]]
 

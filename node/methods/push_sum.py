@@ -30,6 +30,7 @@ class PushSum(Mixing):
     vectors = (MASS,)
     per_stretch = (WEIGHT,)
     exact = 1
+    conserved = MASS
 
     def begin(self, state: State) -> None:
         state[MASS].copy_(state[MODEL])

@@ -17,6 +17,7 @@ holds then. Means of tensors stay; single elements are not conserved.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from node.methods.parts.mixing import Offer, toward_mean
 
 
 class VarianceCorrected(Averaging):
+    conserved: ClassVar[str | None] = None  # but for the means of tensors
+
     def __init__(self, cap: float) -> None:
         self.cap = cap
 

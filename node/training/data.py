@@ -62,11 +62,20 @@ class Data:
         own. With several `parts`: as if there were only this one of so many equal stretches of the
         samples, of `batches_in` batches.
         """
-        epoch, place = divmod(slot, self.batches_in(parts))
+        return self.batches_of(np.array([slot]), np.array([part]), parts)
+
+    def batches_of(self, slots: Ints, part: Ints, parts: int) -> Batch:
+        """The batches of many slots, each in its part, one after the other as one batch."""
         size, samples = self._config.batch, len(self._train) // parts
-        places = np.arange(place * size, (place + 1) * size, dtype=np.int64)
-        found = permuted(places, samples, epoch, self._config.seed)
-        return self._train.batch(part * samples + found)
+        epochs, first = np.divmod(slots, self.batches_in(parts))
+        places = first[:, None] * size + np.arange(size)
+        found = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            those = epochs == epoch
+            found[those] = permuted(
+                places[those].reshape(-1), samples, epoch, self._config.seed
+            ).reshape(-1, size)
+        return self._train.batch((part[:, None] * samples + found).reshape(-1))
 
     def batches_in(self, parts: int) -> int:
         """Of each of so many parts, in one epoch; 0: they are too small."""

@@ -33,6 +33,8 @@ class Mixing(ABC):
     """Vectors in an offer."""
     exact: ClassVar[int] = 0
     """Numbers of each stretch in an offer."""
+    conserved: ClassVar[str | None] = None
+    """The vector whose sum over all peers no exchange changes; steps move it as far as MODEL."""
 
     def begin(self, state: State) -> None:
         """All vectors but MODEL are 0: make them what they are before the first step."""
