@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from node.compare.records import BASELINE, Cell
 from node.config import RunFile, load_run_file
 from node.errors import ConfigError
-from node.methods.parts.gossip_config import GossipConfig
 from node.methods.registry import CONFIGS, MethodConfig, config_beside
 from node.training.inner_config import InnerConfig
 
@@ -35,12 +34,8 @@ def entrants(run_file: RunFile, names: Sequence[str] | None) -> list[Entrant]:
     """
     own = run_file.method
     if names is None:
-        gossips = isinstance(own, GossipConfig)
-        names = [
-            name
-            for name, kind in CONFIGS.items()
-            if kind.from_scratch and issubclass(kind, GossipConfig) == gossips
-        ]
+        kinds = CONFIGS.items()
+        names = [n for n, kind in kinds if kind.from_scratch and kind.gossips == own.gossips]
     found = [_entrant(own, name) for name in names]
     if len({one.label for one in found}) < len(found):
         raise ConfigError("two methods have one name", "give their run files different names")

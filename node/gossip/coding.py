@@ -64,12 +64,11 @@ class Coder:
 
     def rounded(self, number: int, offer: Offer) -> list[Tensor]:
         """What others decode of many peers' offers, (peers, n) each, without the bytes."""
-        sizes = list(self._layouts[number].sizes)
-        vectors = [
-            torch.cat(
-                [dense_codec.rounded(part, self._bits) for part in torch.split(vector, sizes, -1)],
-                -1,
-            )
-            for vector in offer[: self._coded]
-        ]
+        vectors = [self._rounded(number, vector) for vector in offer[: self._coded]]
         return [*vectors, *offer[self._coded :]]
+
+    def _rounded(self, number: int, vector: Tensor) -> Tensor:
+        if self._bits >= 16:  # each number by itself, whichever tensor it is of
+            return dense_codec.rounded(vector, self._bits)
+        parts = torch.split(vector, list(self._layouts[number].sizes), -1)
+        return torch.cat([dense_codec.rounded(part, self._bits) for part in parts], -1)

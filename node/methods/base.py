@@ -53,6 +53,7 @@ class MethodTable(Protocol):
     """What a run's settings tell of a method before a model is loaded, or without one."""
 
     unit_of_work: ClassVar[str]  # what payloads are weighed in, in the plural
+    gossips: ClassVar[bool]  # its peers have no rounds and no state in common
 
     def weigh(self, payload: bytes) -> int:
         """Units of work in a payload (at least 1). Raises ValueError for bytes that the method

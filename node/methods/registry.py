@@ -82,12 +82,22 @@ def build_method(config: MethodConfig, setup: "Setup") -> Method:
 
             return Demo(config, setup)
         case GossipConfig():
-            raise ConfigError(
-                f"{config.name} gossips, and peers cannot do that over the network yet",
-                "`peer simulate` and `peer bench methods` run it on this machine",
-            )
+            raise _gossips(config)
         case _:
             assert_never(config)
+
+
+def check_has_rounds(config: MethodConfig) -> None:
+    """Raises ConfigError for a method that gossips, before anything is begun."""
+    if isinstance(config, GossipConfig):
+        raise _gossips(config)
+
+
+def _gossips(config: AnyGossip) -> ConfigError:
+    return ConfigError(
+        f"{config.name} gossips, and peers cannot do that over the network yet",
+        "`peer simulate` and `peer bench methods` run it on this machine",
+    )
 
 
 def build_mixing(config: AnyGossip) -> "Mixing":

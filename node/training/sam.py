@@ -10,7 +10,6 @@ rho = 0 is an ordinary step, in one pass. y is kept aside, so it comes back to t
 """
 
 from collections.abc import Callable, Iterator
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -33,16 +32,18 @@ class SamTrainer(InnerTrainer):
         radius: float,  # rho
     ) -> None:
         """Raises ConfigError, as `InnerTrainer`."""
-        super().__init__(config, model, loss, batch, own)
+        super().__init__(config, model, loss, self._of_slot, own)
         self._radius = radius
+        self._fetch = batch
+        self._batches: dict[int, Batch] = {}  # of the step that is being taken, by slot
         self._parameters = [parameter for _, parameter in self._named]
 
     def _accumulate(self, slots: Iterator[int], expired: Callable[[], bool]) -> Seen | None:
         """The loss that is reported is the one at y."""
         if not self._radius:
             return super()._accumulate(slots, expired)
-        taken: list[int] = []
-        seen = super()._accumulate(_noting(slots, taken), expired)
+        self._batches.clear()
+        seen = super()._accumulate(slots, expired)
         if seen is None or not seen.is_finite:
             return seen
         norm = self._norm()
@@ -51,12 +52,19 @@ class SamTrainer(InnerTrainer):
         kept = [parameter.detach().clone() for parameter in self._parameters]
         self._climb(norm)
         self._model.zero_grad(set_to_none=True)
-        again = super()._accumulate(chain(taken), _never)
+        again = super()._accumulate(iter(list(self._batches)), _never)
         self._put_back(kept)
         assert again is not None, "the slots are those of the first pass"
         if not again.is_finite:
             seen.finite = again.finite
         return seen
+
+    def _of_slot(self, slot: int) -> Batch:
+        if not self._radius:
+            return self._fetch(slot)
+        if slot not in self._batches:
+            self._batches[slot] = self._fetch(slot)
+        return self._batches[slot]
 
     @torch.no_grad()
     def _climb(self, norm: Tensor) -> None:
@@ -69,12 +77,6 @@ class SamTrainer(InnerTrainer):
     def _put_back(self, kept: list[Tensor]) -> None:
         for parameter, before in zip(self._parameters, kept, strict=True):
             parameter.copy_(before)
-
-
-def _noting(slots: Iterator[int], into: list[int]) -> Iterator[int]:
-    for slot in slots:
-        into.append(slot)
-        yield slot
 
 
 def _never() -> bool:

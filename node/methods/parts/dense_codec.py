@@ -72,9 +72,10 @@ def rounded(
     if bits >= 16:
         return _float_codes(values, bits).float()
     rows, size = values.shape
-    padded = values.new_zeros(rows, -(-size // BLOCK) * BLOCK)
+    block = min(size, BLOCK)
+    padded = values.new_zeros(rows, -(-size // block) * block)
     padded[:, :size] = values
-    scales, codes = _scaled_codes(padded.view(-1, BLOCK), bits)
+    scales, codes = _scaled_codes(padded.view(-1, block), bits)
     if bits == 4:
         codes = torch.from_numpy(_E3M0_VALUES).to(values.device)[codes.long()]
     return (codes.float() * scales[:, None]).view(rows, -1)[:, :size]
@@ -121,7 +122,7 @@ def _float_codes(values: Tensor, bits: Bits) -> Tensor:
 
 
 def _scaled_codes(
-    blocks: Tensor,  # (count, BLOCK)
+    blocks: Tensor,  # (count, BLOCK), or narrower ones
     bits: Bits,
 ) -> tuple[Tensor, Tensor]:  # (count,) scales, as bf16 holds them; (count, BLOCK) codes
     most = blocks.abs().amax(1)

@@ -29,6 +29,7 @@ class GossipConfig(BaseModel):
     unit_of_work: ClassVar[str] = "batches"
     rates: ClassVar[tuple[str, ...]] = ()
     from_scratch: ClassVar[bool] = True
+    gossips: ClassVar[bool] = True
     coded: ClassVar[int] = 1
     """Vectors as long as the model that a peer sends in an exchange."""
     exact: ClassVar[int] = 0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from node.gossip.coding import Coder
 from node.methods.dfedsam_config import DFedSamConfig
+from node.methods.noloco import SLOW
 from node.methods.parts.mixing import MODEL, Offer, State
 from node.methods.parts.stretches import cut
 from node.methods.registry import AnyGossip, build_mixing
@@ -176,6 +177,11 @@ class Crowd:
             act(self._stretch(self.state, number))
 
     # Looking
+
+    @property
+    def shown(self) -> Tensor:
+        """(rows, size): the vectors in which peers come together."""
+        return self.state[SLOW if SLOW in self.state else MODEL]
 
     def held_out(self, models: Tensor, batches: list[Batch]) -> list[float]:
         """Of each row of (n, size) models."""

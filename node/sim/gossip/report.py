@@ -1,12 +1,9 @@
 """What gossip would come to, before anyone joins: mixing, loss and bytes, as they are counted here.
 
 At each look the mean of all models is made, by work, and judged on held-out data beside a few of
-the peers' own; and how far peers are apart is estimated from the coordinates that they would tell,
-and computed. The mixing rate is what a round of exchanges leaves of that distance:
-
-    1 - (mean over exchanges and peers of ||x - the mean of who meets||^2) / distance
-
-because an exchange takes just that away, and each peer knows its own part of it.
+the peers' own. How far peers are apart is computed, and estimated from the coordinates that they
+would tell; the mixing rate is the estimate after a round's exchanges by that before them, on the
+same coordinates, of the last round that nearly all have told of.
 """
 
 import time
@@ -24,7 +21,6 @@ from node.config import NodeConfig, RunFile
 from node.errors import ConfigError
 from node.gossip.consensus import coordinates, distance, estimate, expected
 from node.gossip.merge import merged, work_weights
-from node.methods.noloco import SLOW
 from node.methods.parts.gossip_config import GossipConfig
 from node.methods.parts.mixing import MODEL
 from node.methods.registry import AnyGossip
@@ -56,7 +52,7 @@ class Look(_Figures):
     estimated: float
     """The same, from the coordinates that peers would tell."""
     mixing: float | None
-    """What is left of the distance after each peer's next exchange, as peers would measure it."""
+    """What a round's exchanges leave of the distance, as peers would estimate it; None: unknown."""
 
 
 class GossipReport(_Figures):
@@ -173,15 +169,10 @@ class _Watcher:
         world, crowd = self._world, self._world.crowd
         rows = [peer.row for peer in world.alive]
         models = crowd.state[MODEL][rows]
-        apart = crowd.state[SLOW][rows] if SLOW in crowd.state else models
+        apart = crowd.shown[rows]
         whole = merged(models, work_weights([crowd.tokens[row] for row in rows]))
         merged_loss, own_loss = self._judge(whole, models)
         places = coordinates(crowd.size, bytes(32), self._looks)
-        exact, counts = distance(apart), world.counts
-        mixing = None
-        if counts.peers_in and exact > 0:
-            mixing = max(0.0, 1 - counts.apart / counts.peers_in / exact)
-        counts.apart, counts.peers_in = 0.0, 0
         self._looks += 1
         losses, world.losses = world.losses, []
         return Look(
@@ -190,10 +181,17 @@ class _Watcher:
             merged_loss=merged_loss,
             own_loss=own_loss,
             train_loss=fmean(losses) if losses else None,
-            distance=exact,
+            distance=distance(apart),
             estimated=estimate(apart[:, places], crowd.size),
-            mixing=mixing,
+            mixing=self._mixing(),
         )
+
+    def _mixing(self) -> float | None:
+        told = self._world.last_sketches()
+        if told is None:
+            return None
+        before, after = (estimate(some, self._world.crowd.size) for some in told)
+        return after / before if before > 0 else None
 
     def _judge(self, whole: Tensor, models: Tensor) -> tuple[float | None, float | None]:
         if not self._batches:
@@ -242,8 +240,13 @@ def _report(
         alive=len(alive),
         kept_worst=world.kept.worst if has_kept else None,
         kept_drift=world.kept.drift(alive) if has_kept else None,
-        expected_mixing=None
-        if config.kind is None
-        else expected(config.kind, len(world.peers), config.meeting_size),
+        expected_mixing=_expected(config, len(world.peers)),
         looks=tuple(looks),
     )
+
+
+def _expected(config: AnyGossip, peers: int) -> float | None:
+    if config.kind is None:
+        return None
+    once = expected(config.kind, peers, config.meeting_size)
+    return None if once is None else once**config.exchanges_a_round

@@ -31,6 +31,7 @@ from node.sim.links import LinkKind
 
 FRAME_BYTES: Final = 101  # of a stretch on its way, beside what it carries
 _BYTES_PER_MS: Final = 125.0  # in one Mbit/s
+_NEARLY_ALL: Final = 0.9
 _TRIES: Final = 50  # of one stretch; links lose less than all
 
 
@@ -67,8 +68,6 @@ class Counts:
     deaths: int = 0
     joins: int = 0
     lost: int = 0  # stretches that were sent again
-    apart: float = 0.0  # sum over exchanges and peers of ||x - their mean||^2, as sampled
-    peers_in: int = 0  # sum over exchanges of peers
 
 
 @dataclass(slots=True)
@@ -108,6 +107,8 @@ class World:
         self._rows: dict[bytes, int] = {}
         self._seen: View | None = None  # whom all of them know; None: look again
         self._held: dict[tuple[int, int], dict[int, list[_Held]]] = {}
+        self.told: dict[int, tuple[list[Tensor], list[Tensor]]] = {}  # by round: sketches
+        self._places: dict[int, Tensor] = {}
         self.losses: list[float] = []  # of training, since somebody looked
         self.kept = Kept.of(crowd)
         self.peers = [Peer(row, self._name(row), links[row], 1.0) for row in range(len(links))]
@@ -197,6 +198,8 @@ class World:
     def _arrive(self, peer: Peer) -> None:
         peer.phase, peer.since_ms = Phase.WAITING, self.now_ms
         peer.offers = self.crowd.offers(peer.row)
+        if not peer.step:
+            self._tell(peer, 0)
         expected = self._expected(peer)
         peer.left = len(expected)
         if not expected:
@@ -265,6 +268,7 @@ class World:
         if peer.step < self.config.exchanges_a_round:
             self._arrive(peer)
             return
+        self._tell(peer, 1)
         peer.round += 1
         self._begin(peer)
 
@@ -302,7 +306,6 @@ class World:
         assert all(offer is not None for offer in offers), "all have offered"
         rows = [peer.row for peer, is_here in zip(crew, here, strict=True) if is_here]
         before = kept.sum_of(rows)
-        self._measure(offers, directed)
         for at, peer in enumerate(crew):
             if not here[at]:
                 continue
@@ -347,22 +350,30 @@ class World:
             total_ms += tries * size / rate + (tries - 1) * 2 * delay_ms
         return total_ms
 
-    def _measure(self, offers: Sequence[Offers | None], directed: bool) -> None:
-        """How far those who meet are apart, on a few coordinates: what a peer can tell of it."""
-        if directed:
-            return
-        crowd = self.crowd
-        places = coordinates(crowd.size, self._seed, self.counts.exchanges)
-        vector = crowd.mixing.coded - 1  # the slow weights, where moves are sent, too
-        told = [
-            torch.cat([stretch[vector] for stretch in offer], dim=1)[0, places]
-            for offer in offers
-            if offer is not None
+    # Telemetry
+
+    def _tell(self, peer: Peer, when: int) -> None:
+        """A sketch of its model before (0) or after (1) a round's exchanges."""
+        told = self.told.setdefault(peer.round, ([], []))
+        if peer.round not in self._places:
+            self._places[peer.round] = coordinates(self.crowd.size, self._seed, peer.round)
+        told[when].append(self.crowd.shown[peer.row][self._places[peer.round]])
+
+    def last_sketches(self) -> tuple[list[Tensor], list[Tensor]] | None:
+        """Before and after the last round that nearly all have told of; older ones are dropped."""
+        whole = [
+            round
+            for round, (_, after) in self.told.items()
+            if len(after) >= max(2, _NEARLY_ALL * len(self.alive))
         ]
-        values = torch.stack(told)
-        spread = (values - values.mean(0)).square().sum() / len(places) * crowd.size
-        self.counts.apart += float(spread)
-        self.counts.peers_in += len(told)
+        if not whole:
+            return None
+        last = max(whole)
+        found = self.told[last]
+        for round in [round for round in self.told if round <= last]:
+            del self.told[round]
+            self._places.pop(round, None)
+        return found
 
     # Coming and going
 
@@ -389,6 +400,7 @@ class World:
         peer.round = max((one.round for one in self.alive), default=0)
         self.crowd.newcomer(peer.row, None if like is None else like.row)
         self.kept.joined(peer.row)
+        peer.phase = Phase.AT_WORK
         self._begin(peer)
 
     # Names
