@@ -57,9 +57,10 @@ class Exchange:
         one = self._open.setdefault(number, _Open())
         if one.mine is None:
             party = self._party
-            one.data = party.coder.encode(number, party.mixing.offer(party.part(number)))
+            turn, offer = self.meeting.turn, party.mixing.offer(party.part(number))
+            one.data = party.coder.encode(number, offer, turn)
             # What others decode, not what we hold: only so both sides move by the same.
-            one.mine = party.coder.decode(number, one.data, party.device)
+            one.mine = party.coder.decode(number, one.data, party.device, turn)
             self.sent_bytes += len(one.data) * (len(self.meeting.peers) - 1)
         return one.data
 
@@ -76,7 +77,7 @@ class Exchange:
         one = self._open.setdefault(number, _Open())
         if sender not in one.others:
             party = self._party
-            one.others[sender] = party.coder.decode(number, data, party.device)
+            one.others[sender] = party.coder.decode(number, data, party.device, self.meeting.turn)
 
     def is_whole(self, number: int) -> bool:
         """This side has all of a stretch that it needs to commit it."""

@@ -74,6 +74,7 @@ class Meeting:
 
     peers: tuple[bytes, ...]
     directed: bool = False
+    turn: int = 0  # of what goes in turns: the round
 
     def seat(self, peer: bytes) -> int:
         return self.peers.index(peer)
@@ -189,18 +190,18 @@ def _groups(view: View, round: int, size: int) -> list[Meeting]:
             cut = bisect_left(keys, middle, low, high)
             left = leave(low, cut, bit - 1, base) + leave(cut, high, bit - 1, middle)
         while len(left) >= size:
-            found.append(_meeting(keyed[at][1] for at in left[:size]))
+            found.append(_meeting((keyed[at][1] for at in left[:size]), round))
             del left[:size]
         return left
 
     rest = leave(0, len(keyed), _KEY_BITS, 0)
     if len(rest) > 1:
-        found.append(_meeting(keyed[at][1] for at in rest))
+        found.append(_meeting((keyed[at][1] for at in rest), round))
     return found
 
 
-def _meeting(peers: Iterator[bytes]) -> Meeting:
-    return Meeting(tuple(sorted(peers)))
+def _meeting(peers: Iterator[bytes], turn: int) -> Meeting:
+    return Meeting(tuple(sorted(peers)), turn=turn)
 
 
 def _ring(order: Sequence[bytes], round: int) -> list[Meeting]:
@@ -208,7 +209,7 @@ def _ring(order: Sequence[bytes], round: int) -> list[Meeting]:
     turns = 1 if count == 2 else 2 if count % 2 == 0 else count
     first = round % turns
     return [
-        _meeting(iter((order[(first + at) % count], order[(first + at + 1) % count])))
+        _meeting(iter((order[(first + at) % count], order[(first + at + 1) % count])), round)
         for at in range(0, count - 1, 2)
     ]
 
@@ -218,7 +219,7 @@ def _exponential(order: Sequence[bytes], round: int) -> list[Meeting]:
     hops = (count - 1).bit_length()
     step = 1 << round % hops
     return [
-        Meeting((sender, order[(rank + step) % count]), directed=True)
+        Meeting((sender, order[(rank + step) % count]), directed=True, turn=round)
         for rank, sender in enumerate(order)
     ]
 
@@ -229,5 +230,5 @@ def _random_targets(view: View, round: int) -> list[Meeting]:
     for rank, sender in enumerate(view.members):
         draw = _key(_TARGET, view, round, bytes(32), sender) * (count - 1) >> _KEY_BITS
         target = view.members[draw + (draw >= rank)]
-        found.append(Meeting((sender, target), directed=True))
+        found.append(Meeting((sender, target), directed=True, turn=round))
     return found

@@ -14,6 +14,8 @@ and there is no spring. Momentum is heavy-ball.
 
 Differences from the paper: theta moves by m_i - D_i, D_i as the others decoded it. What rounding
 took away, and what was done while the exchange went on, stays in theta - phi, and so in the next D.
+With `kept` the largest elements of D alone are sent: then theta - phi is the error feedback. With
+`slow_every` slow weights travel in turns, and where they do not there is no spring.
 """
 
 from collections.abc import Sequence
@@ -43,10 +45,11 @@ class NoLoCo(Mixing):
     def moves(self, mine: Offer | None, others: Sequence[Offer]) -> list[Tensor]:
         """The momentum's gain, and D_i."""
         assert mine is not None, "all send"
-        moved, slow = mine
-        mean = moved + toward_mean(moved, [theirs[0] for theirs in others])
-        spring = toward_mean(slow, [theirs[1] for theirs in others])
-        return [self._alpha * mean + self._gamma * spring, moved]
+        moved, *slow = mine
+        gain = self._alpha * (moved + toward_mean(moved, [theirs[0] for theirs in others]))
+        if slow:
+            gain += self._gamma * toward_mean(slow[0], [theirs[1] for theirs in others])
+        return [gain, moved]
 
     def apply(self, state: State, moves: Sequence[Tensor]) -> None:
         gain, moved = moves

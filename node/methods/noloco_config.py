@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from node.methods.parts.chunks import CHUNK
 from node.methods.parts.gossip_config import MeetingConfig
 
 
@@ -19,8 +20,28 @@ class NoLoCoConfig(MeetingConfig):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """mu, heavy-ball."""
 
+    kept: Annotated[int, Field(ge=1, le=CHUNK)] | None = None
+    """Of each 4096 elements of a move so many are sent, at two bits and their places; what is not
+    sent stays in the peer's own model, and in its next move. Left out, all are sent.
+    """
+    slow_every: Annotated[int, Field(ge=1, le=256)] = 1
+    """Slow weights go with a stretch in every so many exchanges, in turns; without them a meeting
+    has no spring there. More than 1 wants a small `stretch`.
+    """
+
     coded: ClassVar[int] = 2
     rates: ClassVar[tuple[str, ...]] = ("0.3", "0.5", "0.7", "1")
+
+    @property
+    def sparse_kept(self) -> int | None:
+        return self.kept
+
+    @property
+    def turns(self) -> int:
+        return self.slow_every
+
+    def vectors_due(self, stretch: int, turn: int) -> int:
+        return 2 if (stretch + turn) % self.slow_every == 0 else 1
 
     def cautions(self) -> Sequence[str]:
         if not self.spring:

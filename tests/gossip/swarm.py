@@ -49,11 +49,12 @@ def meet(
     seats: Sequence[int],
     *,
     directed: bool = False,
+    turn: int = 0,
     stops: Callable[[int], bool] = lambda number: False,  # before this stretch, for good
     between: Callable[[], object] = lambda: None,  # offers and commits
 ) -> list[Exchange]:
     """A whole exchange of these peers, stretch by stretch."""
-    meeting = Meeting(tuple(peer(seat) for seat in seats), directed)
+    meeting = Meeting(tuple(peer(seat) for seat in seats), directed, turn)
     sides = [Exchange(swarm[seat], peer(seat), meeting) for seat in seats]
     for number in range(sides[0].count):
         if stops(number):

@@ -151,8 +151,10 @@ def test_noloco_goes_on_alone_where_its_partner_vanished() -> None:
     assert not torch.allclose(swarm[0].state[SLOW][:border], (slow + momentum)[:border], atol=1e-4)
 
 
-def test_what_rounding_takes_from_nolocos_move_is_in_the_next_one() -> None:
-    swarm = wide("noloco", value_bits=8, momentum=0.0, spring=0.0, learning_rate=1.0)
+@pytest.mark.parametrize("kept", [None, 64])
+def test_what_is_not_sent_of_nolocos_move_is_in_the_next_one(kept: int | None) -> None:
+    """Rounding, and what the largest few leave out: theta - phi is the error feedback."""
+    swarm = wide("noloco", value_bits=8, kept=kept, momentum=0.0, spring=0.0, learning_rate=1.0)
     start = torch.stack([party.state[SLOW].double() for party in swarm]).sum(0)
     chance = torch.Generator().manual_seed(0)
     moved = torch.zeros_like(start)
@@ -164,6 +166,51 @@ def test_what_rounding_takes_from_nolocos_move_is_in_the_next_one() -> None:
         meet(swarm, [0, 1])
     held = total(swarm, MODEL) - start
     assert float((held - moved).abs().max()) < 1e-5  # nothing is lost in twenty rounds
+
+
+def test_the_largest_of_a_move_go_first_and_all_in_the_end() -> None:
+    swarm = wide("noloco", kept=64, momentum=0.0, spring=0.0, learning_rate=1.0)
+    move = 0.1 * torch.randn(model(swarm[0]).shape, generator=torch.Generator().manual_seed(1))
+    for party in swarm:
+        party.state[MODEL].add_(move)
+    left = []
+    for _ in range(40):
+        sides = meet(swarm, [0, 1])
+        left.append(float((model(swarm[0]) - swarm[0].state[SLOW]).norm()))
+        assert 4 * len(move) < sides[0].sent_bytes < 1.02 * 4 * len(move)  # slow ones, and a few
+    assert left[0] < 0.95 * float(move.norm())
+    assert all(b < a for a, b in pairwise(left))
+    assert left[-1] < 0.3 * left[0]
+
+
+def test_slow_weights_travel_in_turns_and_where_they_do_not_there_is_no_spring() -> None:
+    settings = {"slow_every": 3, "spring": 1.0, "momentum": 0.0, "learning_rate": 1.0}
+    swarm = wide("noloco", **settings)
+    count, apart = len(swarm[0].stretches), []
+    for turn in range(3):
+        slow = [party.state[SLOW].clone() for party in swarm]
+        sides = meet(swarm, [0, 1], turn=turn)
+        now = (swarm[0].state[SLOW] - slow[0]).abs()
+        due = [bool(now[stretch.elements].max() > 0) for stretch in swarm[0].stretches]
+        assert due == [(number + turn) % 3 == 0 for number in range(count)]
+        apart.append(float((swarm[0].state[SLOW] - swarm[1].state[SLOW]).norm()))
+        assert sides[0].sent_bytes < 4 * 1.5 * sum(swarm[0].sizes)
+    assert apart[2] < 1e-5 < apart[1] < apart[0]  # a spring of 1 brings two together
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_hostile_sparse_bytes_are_refused(turn: int) -> None:
+    party = wide("noloco", kept=64, slow_every=2)[0]
+    party.state[MODEL].add_(0.1)
+    offer = party.mixing.offer(party.part(0))
+    data = party.coder.encode(0, offer, turn)
+    assert len(data) <= party.coder.bytes_of(0, turn)
+    here = torch.device("cpu")
+    for hostile in (b"", data[:-1], data + b"\0", b"\xff" + data[1:], data[: len(data) // 2]):
+        with pytest.raises(ValueError, match=r"."):
+            party.coder.decode(0, hostile, here, turn)
+    with pytest.raises(ValueError, match=r"."):
+        party.coder.decode(0, data, here, turn + 1)  # others would have sent more, or less
 
 
 @pytest.mark.parametrize("bits", BITS)

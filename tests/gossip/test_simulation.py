@@ -115,10 +115,21 @@ def test_a_newcomer_to_a_row_has_a_new_optimizer() -> None:
 
 @pytest.mark.parametrize("bits", [32, 16, 8])
 @pytest.mark.parametrize(
-    "name", ["d-psgd", "noloco", "push-sum", "dfedsam", "variance-corrected", "ad-psgd"]
+    ("name", "settings"),
+    [
+        ("d-psgd", {"pairing": "groups", "group": 3}),
+        ("noloco", {}),
+        ("noloco", {"kept": 64, "slow_every": 2}),
+        ("push-sum", {}),
+        ("dfedsam", {"pairing": "ring"}),
+        ("variance-corrected", {}),
+        ("ad-psgd", {}),
+    ],
 )
-def test_rows_exchange_as_real_peers_do_to_the_bit(name: str, bits: int) -> None:
-    method: AnyGossip = config(name, value_bits=bits)
+def test_rows_exchange_as_real_peers_do_to_the_bit(
+    name: str, settings: dict[str, Any], bits: int
+) -> None:
+    method: AnyGossip = config(name, value_bits=bits, **settings)
     real = parties(method, 5)
     crowd = Crowd(method, tiny_setup().model, None, 5)
     for row, party in enumerate(real):
@@ -133,7 +144,7 @@ def test_rows_exchange_as_real_peers_do_to_the_bit(name: str, bits: int) -> None
             party.state[MODEL] += 0.01 * step
         found = meetings_of(method, view, round)
         hold(by_id, found)
-        offers = [crowd.offers(row) for row in range(5)]
+        offers = [crowd.offers(row, round) for row in range(5)]
         for one in found:
             seats = [view.members.index(member) for member in one.peers]
             for at, row in enumerate(seats):

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from node.methods.parts.chunks import Layout
 from node.methods.parts.dense_layout import BLOCK, DenseLayout
 from node.methods.parts.stretches import ELEMENTS, cut
 from node.training.inner_config import InnerConfig
@@ -36,6 +37,15 @@ class GossipConfig(BaseModel):
     """Numbers that it sends with each stretch."""
 
     @property
+    def sparse_kept(self) -> int | None:
+        """Of each 4096 elements of the first vector so many are sent; None: all."""
+        return None
+
+    def vectors_due(self, stretch: int, turn: int) -> int:
+        """Vectors that go with this stretch, by its number, in this exchange of all."""
+        return self.coded
+
+    @property
     def kind(self) -> Kind | None:
         """How a round's meetings are found; None: there are no rounds, peers meet when they are
         ready.
@@ -55,10 +65,23 @@ class GossipConfig(BaseModel):
         self,
         shapes: Sequence[Sequence[int]],  # of each trainable parameter
     ) -> int:
-        """That one peer sends to one other in an exchange, frames left out."""
-        stretches = cut([prod(shape) for shape in shapes], self.stretch)
-        one = sum(DenseLayout(part.sizes, self.value_bits).bytes for part in stretches)
-        return self.coded * one + 8 * self.exact * len(stretches)
+        """That one peer sends to one other in an exchange, at most; frames left out."""
+        return max(self._turn_bytes(shapes, turn) for turn in range(self.turns))
+
+    @property
+    def turns(self) -> int:
+        """After so many exchanges the same vectors are due again."""
+        return 1
+
+    def _turn_bytes(self, shapes: Sequence[Sequence[int]], turn: int) -> int:
+        total = 0
+        for number, part in enumerate(cut([prod(shape) for shape in shapes], self.stretch)):
+            dense = self.vectors_due(number, turn)
+            if self.sparse_kept is not None:
+                dense -= 1
+                total += Layout.of(part.sizes, k=self.sparse_kept).bytes_max
+            total += dense * DenseLayout(part.sizes, self.value_bits).bytes + 8 * self.exact
+        return total
 
     # What methods with rounds are asked
 

@@ -122,12 +122,12 @@ class Crowd:
 
     # Exchanges
 
-    def offers(self, row: int) -> Offers:
+    def offers(self, row: int, turn: int = 0) -> Offers:
         part = {name: vector[row : row + 1] for name, vector in self.state.items()}
         found = []
         for number in range(len(self.stretches)):
             offer = [one.clone() for one in self.mixing.offer(self._stretch(part, number))]
-            found.append(self.coder.rounded(number, offer))
+            found.append(self.coder.rounded(number, offer, turn))
         return found
 
     def commit(

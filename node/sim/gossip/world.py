@@ -197,7 +197,8 @@ class World:
 
     def _arrive(self, peer: Peer) -> None:
         peer.phase, peer.since_ms = Phase.WAITING, self.now_ms
-        peer.offers = self.crowd.offers(peer.row)
+        turn = peer.round * self.config.exchanges_a_round + peer.step
+        peer.offers = self.crowd.offers(peer.row, turn)
         if not peer.step:
             self._tell(peer, 0)
         expected = self._expected(peer)
@@ -318,7 +319,9 @@ class World:
             peer.exchanges += directed is False or at == 0
             if not directed or at == 0:
                 frames = len(crew) - 1
-                whole = sum(crowd.coder.bytes_of(n) + FRAME_BYTES for n in range(done))
+                whole = sum(
+                    crowd.coder.bytes_of(n, crew[0].round) + FRAME_BYTES for n in range(done)
+                )
                 peer.sent_bytes += frames * whole
         kept.exchanged(before, rows)
         self.counts.exchanges += 1
@@ -327,16 +330,20 @@ class World:
         """Until the slowest line of these has carried all stretches, those counted that are lost
         and sent again.
         """
-        longest = 0.0
         senders = crew[:1] if directed else crew
-        for sender in senders:
-            for receiver in crew:
-                if receiver is not sender:
-                    longest = max(longest, self._line_ms(sender.link, receiver.link, len(senders)))
-        return longest
+        others = max(1, len(senders) - 1)  # that a line carries at the same time
+        return max(
+            self._line_ms(sender.link, receiver.link, others, crew)
+            for sender in senders
+            for receiver in crew
+            if receiver is not sender
+        )
 
-    def _line_ms(self, up: LinkKind, down: LinkKind, senders: int) -> float:
-        others = max(1, senders - 1)  # that a line carries at the same time
+    def _frame_bytes(self, stretch: int, crew: Sequence[Peer]) -> int:
+        """On the line, at most."""
+        return self.crowd.coder.bytes_of(stretch, crew[0].round) + FRAME_BYTES
+
+    def _line_ms(self, up: LinkKind, down: LinkKind, others: int, crew: Sequence[Peer]) -> float:
         rate = min(up.up_mbit, down.down_mbit) * _BYTES_PER_MS / others
         delay_ms = (up.delay_ms + down.delay_ms) / 2
         loss = (up.loss + down.loss) / 2
@@ -346,7 +353,7 @@ class World:
             while loss and tries < _TRIES and self._chance.random() < loss:
                 tries += 1
             self.counts.lost += tries - 1
-            size = self.crowd.coder.bytes_of(number) + FRAME_BYTES
+            size = self._frame_bytes(number, crew)
             total_ms += tries * size / rate + (tries - 1) * 2 * delay_ms
         return total_ms
 
