@@ -7,6 +7,7 @@ from typing import assert_never
 from node.ports import Blobs, Disk, NoProber, Prober, Transport, Watcher, Worker
 from protocol.codec import encode
 from protocol.events import (
+    AddUp,
     Answer,
     Apply,
     Connect,
@@ -78,6 +79,8 @@ def perform(effects: Iterable[Effect], shell: Shell) -> None:
                 shell.worker.apply(effect)
             case Rebuild():
                 _rebuild(effect, shell)
+            case AddUp():
+                shell.worker.add_up(effect)
             case GiveBack():
                 shell.worker.give_back(effect)
             case Proceed():

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from protocol.entries import Card
 from protocol.events import (
+    AddUp,
     Answer,
     Apply,
     EchoBack,
@@ -63,6 +64,8 @@ class Worker(Protocol):
     def stop_work(self) -> None: ...
 
     def apply(self, task: Apply) -> None: ...
+
+    def add_up(self, task: AddUp) -> None: ...
 
     def rebuild(self, task: Rebuild) -> None: ...
 

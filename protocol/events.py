@@ -16,6 +16,7 @@ from protocol.messages import (
     Message,
     Way,
 )
+from protocol.parts import SumName
 from protocol.snapshots import SnapshotAt
 
 # Events
@@ -53,6 +54,7 @@ class WorkDone:
     heldout: float | None
     snapshot: Hash | None = None  # root of the snapshot whose turn it is, if it is ready
     attached: Attachment | None = None  # on disk already
+    parts: tuple[Attachment, ...] = ()  # that it is made of, where parts are summed
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,9 @@ class Behind:
     target: int
     ms_per_round: float | None  # measured lately; None: not yet
     snapshots: tuple[SnapshotAt, ...]  # that the chain names and that are ahead, best first
-    lacking: tuple[Attachment, ...] = ()  # of the next entry: not on disk, answer with `Proceed`
+    # Of the next entry: not on disk, answer with `Proceed`.
+    lacking: tuple[Attachment, ...] = ()
+    lacking_sums: tuple[SumName, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,21 @@ class BlobKept:
 
     root: Hash
     is_here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """For `AddUp`: the sum, on disk; None when a part is not there any more."""
+
+    name: SumName
+    sum: Attachment | None
+
+
+@dataclass(frozen=True, slots=True)
+class SumRefused:
+    """A sum that was fetched is none."""
+
+    name: SumName
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +171,8 @@ Event = (
     | Behind
     | BlobOpened
     | BlobKept
+    | Summed
+    | SumRefused
     | ChecksTaken
     | Patched
     | Ask
@@ -299,6 +320,16 @@ class KeepBlob:
 
 
 @dataclass(frozen=True, slots=True)
+class AddUp:
+    """Sum one part over an entry's lines, put that on disk, answer with `Summed`."""
+
+    name: SumName
+    entry: Entry
+    seats: tuple[PeerId, ...]
+    parts: tuple[Attachment, ...]  # by line, all on disk
+
+
+@dataclass(frozen=True, slots=True)
 class Proceed:
     """What `Behind` said to be lacking is here: go on along the chain."""
 
@@ -414,6 +445,7 @@ Effect = (
     | OpenBlob
     | StorePiece
     | KeepBlob
+    | AddUp
     | Proceed
     | DropBlob
     | Hold
