@@ -173,6 +173,7 @@ class Closing:
         core, round = self._core, self._round
         if done.parent != core.head.hash or round.mine is not None or not core.is_member:
             if done.payload:
+                core.save(_parts_record(done))
                 core.out.append(GiveBack(done.round, done.payload, done.attached))
             return
         if not done.payload and self.stopping:
@@ -210,9 +211,7 @@ class Closing:
         writes = [Write("outbox", round_key(earlier), None) for earlier in [*rounds, *old]]
         writes.append(Write("outbox", round_key(done.round), encode(round.mine)))
         self._parts = done.parts
-        if done.attached is not None and done.parts:
-            writes.append(Write("parts", done.attached.root, encode_attachments(done.parts)))
-        core.save(writes)
+        core.save([*writes, *_parts_record(done)])
         self._contribute()
         self.advance()
 
@@ -402,3 +401,10 @@ class Closing:
         self._due_ms = self._core.now  # nothing tells when the others opened theirs
         first = max(fork_round, old_round - OUTBOX_ROUNDS)
         self._returned += range(first, old_round + 1)
+
+
+def _parts_record(done: WorkDone) -> list[Write]:
+    """What its attachment is made of, for as long as it may be given back."""
+    if done.attached is None or not done.parts:
+        return []
+    return [Write("parts", done.attached.root, encode_attachments(done.parts))]

@@ -17,11 +17,13 @@ class Own:
     message: Contribute
     parts: tuple[Attachment, ...]
     offered: list[list[PeerId]] = field(default_factory=list)  # to whom each went, in order
-    moved_ms: list[int] = field(default_factory=list)  # when it was offered or asked for last
+    sent_ms: list[int] = field(default_factory=list)  # when it was offered last
+    moved_ms: list[int] = field(default_factory=list)  # or first to this one, or asked for
     kept: set[int] = field(default_factory=set)  # that somebody else has on disk
 
     def __post_init__(self) -> None:
         self.offered = [[] for _ in self.parts]
+        self.sent_ms = [0 for _ in self.parts]
         self.moved_ms = [0 for _ in self.parts]
 
     def begin_again(self) -> None:
@@ -30,6 +32,10 @@ class Own:
         for number in range(len(self.parts)):
             self.offered[number].clear()
             self.moved_ms[number] = 0
+
+    def is_unheard(self, number: int) -> bool:
+        """Has nobody asked for it since it was offered?"""
+        return self.moved_ms[number] <= self.sent_ms[number]
 
     def asked_for(self, root: Hash, now: Millis) -> None:
         for number, part in enumerate(self.parts):

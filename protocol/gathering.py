@@ -21,6 +21,7 @@ from protocol.messages import PartRequest, Sum, SumRequest
 from protocol.parts import SumName
 from protocol.scattering import Scattering
 
+_AGAIN_MS: Final = 1_000  # a question may have been lost
 _PATIENCE_MS: Final = 4_000  # after which another is asked
 _STUCK_MS: Final = 12_000  # a blob of which nothing came for so long is not the sum
 _HELD_MAX: Final = 65_536
@@ -42,6 +43,7 @@ class _Wanted:
     barred: set[Hash] = field(default_factory=set)
     asked: list[PeerId] = field(default_factory=list)
     asked_ms: int = 0
+    turn_ms: int = 0  # when the one who was asked last was asked first
     called_ms: int = 0  # when authors were asked for their parts
     is_adding: bool = False
     askers: dict[PeerId, None] = field(default_factory=dict)
@@ -111,12 +113,12 @@ class Gathering:
         `seats`: the members of its round.
         """
         names = self.names(entry, len(seats))
-        missing = {name for name in names if name not in self._held}
+        missing = [name for name in names if name not in self._held]
         self._learn(entry, seats)
         if not missing:
             done()
             return
-        self._waits.append(_Wait(entry.round, missing, done))
+        self._waits.append(_Wait(entry.round, set(missing), done))
         self._want_all(missing, entry, seats)
 
     def need(self, entry: Entry, seats: tuple[PeerId, ...]) -> None:
@@ -183,7 +185,7 @@ class Gathering:
         core = self._core
         asked: dict[tuple[PeerId, Hash], list[int]] = {}
         for one in wanted:
-            one.asked_ms = core.now
+            one.asked_ms = one.turn_ms = core.now
             others = [peer for peer in self._candidates(one) if peer != core.me]
             fresh = [peer for peer in others if peer not in one.asked]
             if not fresh:
@@ -196,8 +198,20 @@ class Gathering:
                 to = fresh[0] if is_known else core.dice.pick(fresh)[0]
                 one.asked.append(to)
                 asked.setdefault((to, one.name.entry), []).append(one.name.number)
+        self._send(asked)
+
+    def _ask_again(self, wanted: Iterable[_Wanted]) -> None:
+        """The same ones."""
+        asked: dict[tuple[PeerId, Hash], list[int]] = {}
+        for one in wanted:
+            one.asked_ms = self._core.now
+            if one.asked[-1] != self._core.me:
+                asked.setdefault((one.asked[-1], one.name.entry), []).append(one.name.number)
+        self._send(asked)
+
+    def _send(self, asked: dict[tuple[PeerId, Hash], list[int]]) -> None:
         for (to, entry), numbers in asked.items():
-            core.send(to, SumRequest(entry, tuple(numbers)))
+            self._core.send(to, SumRequest(entry, tuple(numbers)))
 
     def on_sum_request(self, sender: PeerId, message: SumRequest) -> None:
         core = self._core
@@ -300,7 +314,7 @@ class Gathering:
     def _due(self, wanted: _Wanted) -> int | None:
         if wanted.sum is not None:
             return self._moved_ms(wanted) + _STUCK_MS
-        return wanted.asked_ms + _PATIENCE_MS if wanted.is_ours else None
+        return wanted.asked_ms + _AGAIN_MS if wanted.is_ours else None
 
     def _moved_ms(self, wanted: _Wanted) -> int:
         assert wanted.sum is not None
@@ -328,18 +342,25 @@ class Gathering:
             wanted.is_ours = any(wanted.name in wait.missing for wait in self._waits)
 
     def tick(self) -> None:
-        now, again = self._core.now, []
+        now, down = self._core.now, self._core.membership.down()
+        same: list[_Wanted] = []
+        again: list[_Wanted] = []
         for wanted in self._wanted.values():
             due = self._due(wanted)
             if due is None or now < due:
+                continue
+            is_waiting = wanted.sum is None and now < wanted.turn_ms + _PATIENCE_MS
+            if is_waiting and wanted.asked and wanted.asked[-1] not in down:
+                same.append(wanted)
                 continue
             if wanted.sum is not None:
                 self._attachments.unneeded(wanted.sum.root)
                 wanted.barred.add(wanted.sum.root)
                 wanted.sum = None
             again.append(wanted)
+        self._ask_again(same)
         self._ask(again)
-        for wanted in again:
+        for wanted in (*same, *again):
             self._add_up(wanted, is_asked=bool(wanted.askers))
 
 

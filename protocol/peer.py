@@ -109,6 +109,7 @@ from protocol.transfers import Transfers
 
 STOP_MS_MAX: Final = 3_000
 _READY_ROUNDS: Final = 2
+_AHEAD_ROUNDS: Final = 4  # what the newest entries need is fetched before the state comes to them
 _STORY_LENGTH: Final = 64
 # In one view; a card has some 150 bytes, and views are compared every few seconds (P8).
 _VIEW_CARDS: Final = 64
@@ -596,9 +597,7 @@ class Peer:
 
     def _adopt(self, entry: Entry) -> None:
         """An entry that counts follows our head."""
-        seats = self._core.head.roster.members
         writes = self._core.ledger.extend(entry)
-        self._holdings.need(entry, seats)
         self._catchup.watch(entry)
         self._advance(Step(writes, [entry], last=entry))
 
@@ -641,6 +640,8 @@ class Peer:
         for entry, (_, missed) in zip(step.appended, settled, strict=True):
             before = core.ledger.mark_at(entry.round)
             assert before is not None, "marks are thinned out only behind the recent ones"
+            if entry.round + _AHEAD_ROUNDS >= core.head.round:
+                self._holdings.need(entry, before.roster.members)
             core.out.append(Apply(entry, before.roster.members))
             if missed is not None:
                 core.out.append(missed)

@@ -20,6 +20,7 @@ from protocol.ids import Hash, Millis, PeerId
 from protocol.messages import Contribute, Part, PartRequest, PartsHeld
 from protocol.parts import check_part, path_to
 
+_AGAIN_MS: Final = 1_000  # an offer may have been lost
 _PATIENCE_MS: Final = 4_000  # a part that nobody asked us for in so long is offered to another
 _RENEW_MS: Final = 10_000  # a round that is overdue by so much is dealt once more
 _TELL_MS: Final = 200  # collectors hear of single parts no more often
@@ -136,6 +137,7 @@ class Scattering:
 
     def _send_part(self, to: PeerId, deal: Deal, own: Own, number: int) -> None:
         core, part = self._core, own.parts[number]
+        own.sent_ms[number] = core.now
         core.send(to, own.message)
         path = path_to(own.parts, number)
         place = deal.mark.round, deal.mark.hash[:8]
@@ -157,7 +159,9 @@ class Scattering:
         own = deal.mine
         if own is None:
             return None
-        due = [at + _PATIENCE_MS for n, at in enumerate(own.moved_ms) if n not in own.kept]
+        still = [n for n in range(deal.count) if n not in own.kept]
+        due = [own.moved_ms[n] + _PATIENCE_MS for n in still]
+        due += [own.sent_ms[n] + _AGAIN_MS for n in still if own.offered[n] and own.is_unheard(n)]
         return min([*due, deal.due_ms + _RENEW_MS])
 
     def _offer_again(self, deal: Deal, own: Own) -> None:
@@ -168,8 +172,12 @@ class Scattering:
         for number, offered in enumerate(own.offered):
             is_stuck = core.now >= own.moved_ms[number] + _PATIENCE_MS
             is_gone = bool(offered) and offered[-1] in down
-            if number not in own.kept and (is_stuck or is_gone):
+            if number in own.kept:
+                continue
+            if is_stuck or is_gone or not offered:
                 self._pass_on(deal, own, number)
+            elif own.is_unheard(number) and core.now >= own.sent_ms[number] + _AGAIN_MS:
+                self._send_part(offered[-1], deal, own, number)
 
     # Holders
 
