@@ -326,7 +326,8 @@ class AddUp:
     name: SumName
     entry: Entry
     seats: tuple[PeerId, ...]
-    parts: tuple[Attachment, ...]  # by line, all on disk
+    parts: tuple[Attachment, ...]  # of those lines that attach something, all on disk
+    is_first: bool  # before all other members it is ours to do
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,9 @@ class _Wanted:
     is_ours: bool = False  # we want it; else others asked us for it
     sum: Attachment | None = None  # as somebody named it
     named_ms: int = 0
-    barred: set[Hash] = field(default_factory=set)
+    barred: set[Hash] = field(default_factory=set)  # what came under these was no sum
+    doubted: set[tuple[PeerId, Hash]] = field(default_factory=set)  # nothing came, in this turn
+    source: PeerId | None = None  # of `sum`
     asked: list[PeerId] = field(default_factory=list)
     asked_ms: int = 0
     turn_ms: int = 0  # when the one who was asked last was asked first
@@ -190,6 +192,7 @@ class Gathering:
             fresh = [peer for peer in others if peer not in one.asked]
             if not fresh:
                 one.asked.clear()
+                one.doubted.clear()
                 fresh = others
             is_known = one.entry is not None and self._scattering.deal_before(one.entry) is not None
             if self._is_first(one) and not one.asked:
@@ -243,13 +246,13 @@ class Gathering:
             return
         if wanted is None or known is not None or not wanted.is_ours:
             return
-        size = message.sum.size
-        if message.sum.root in wanted.barred or sender not in wanted.asked:
+        size, root = message.sum.size, message.sum.root
+        if sender not in wanted.asked or (sender, root) in wanted.doubted or root in wanted.barred:
             return
         if not 1 <= size <= core.rules.attachment_bytes_max:
             core.note("error", "sum-refused", peer=sender, bytes=size)
             return
-        wanted.sum, wanted.named_ms = message.sum, core.now
+        wanted.sum, wanted.source, wanted.named_ms = message.sum, sender, core.now
 
         def done() -> None:
             if self._wanted.get(name) is wanted and wanted.sum == message.sum:
@@ -287,7 +290,8 @@ class Gathering:
         if not lacking and (is_asked or self._core.me in wanted.asked or self._is_first(wanted)):
             wanted.is_adding = True
             parts = tuple(deal.parts[author, number] for author in authors)
-            self._core.out.append(AddUp(wanted.name, entry, wanted.seats, parts))
+            is_first = deal.order(number)[0] == self._core.me
+            self._core.out.append(AddUp(wanted.name, entry, wanted.seats, parts, is_first))
         elif lacking and (is_asked or self._is_first(wanted)):
             self._call(wanted, deal, lacking)
 
@@ -354,8 +358,9 @@ class Gathering:
                 same.append(wanted)
                 continue
             if wanted.sum is not None:
+                assert wanted.source is not None
                 self._attachments.unneeded(wanted.sum.root)
-                wanted.barred.add(wanted.sum.root)
+                wanted.doubted.add((wanted.source, wanted.sum.root))
                 wanted.sum = None
             again.append(wanted)
         self._ask_again(same)

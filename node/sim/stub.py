@@ -331,7 +331,9 @@ class StubWorker:
         for root in old:
             self._blobs.pop(root, None)
         gone = [Write("attachments", root, None) for root in old]
-        gone += [Write("parts", root, None) for root, _ in self._disk.scan("parts") if root not in stay]
+        gone += [
+            Write("parts", root, None) for root, _ in self._disk.scan("parts") if root not in stay
+        ]
         for key, _ in self._disk.scan("sums"):
             if int.from_bytes(key[:8], "big") < before:
                 gone.append(Write("sums", key, None))
