@@ -21,6 +21,7 @@ from protocol.events import (
     KeepBlob,
     Note,
     OfferBlob,
+    OfferSum,
     OpenBlob,
     Patch,
     Proceed,
@@ -99,6 +100,8 @@ def perform(effects: Iterable[Effect], shell: Shell) -> None:
                 shell.prober.answered(effect)
             case OfferBlob():
                 shell.blobs.offer(effect.to, effect.root)
+            case OfferSum():
+                shell.blobs.offer_sum(effect)
             case ServePieces():
                 shell.blobs.serve(effect)
             case OpenBlob():

@@ -16,6 +16,7 @@ from protocol.events import (
     Hold,
     KeepBlob,
     Note,
+    OfferSum,
     OpenBlob,
     Patch,
     Proceed,
@@ -88,6 +89,8 @@ class Blobs(Protocol):
     """Chunks on disk: what others may have of us, and what we fetch."""
 
     def offer(self, to: PeerId, root: Hash) -> None: ...
+
+    def offer_sum(self, task: OfferSum) -> None: ...
 
     def serve(self, task: ServePieces) -> None: ...
 

@@ -52,7 +52,7 @@ class Attachments:
     def moved_ms(self, root: Hash) -> Millis:
         """When something last came of it, if it is on its way."""
         fetch = self._transfers.get(root)
-        return Millis(0) if fetch is None else fetch.moved_ms
+        return Millis(0) if fetch is None or not fetch.is_open else fetch.moved_ms
 
     def kept(self, event: BlobKept) -> None:
         root, round = event.root, self._coming.pop(event.root, 0)

@@ -14,6 +14,7 @@ from protocol.messages import (
     Level,
     Locator,
     Message,
+    Sum,
     Way,
 )
 from protocol.parts import SumName
@@ -274,6 +275,14 @@ class OfferBlob:
 
 
 @dataclass(frozen=True, slots=True)
+class OfferSum:
+    """Send `message`, if its blob is still on the disk."""
+
+    to: PeerId
+    message: Sum
+
+
+@dataclass(frozen=True, slots=True)
 class ServePieces:
     """Send each as a `Piece`, or `PieceRefused`, within this machine's caps."""
 
@@ -442,6 +451,7 @@ Effect = (
     | GiveBack
     | ServeEntries
     | OfferBlob
+    | OfferSum
     | ServePieces
     | OpenBlob
     | StorePiece

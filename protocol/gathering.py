@@ -14,7 +14,7 @@ from protocol.attachments import Attachments
 from protocol.core import Core
 from protocol.deal import Deal
 from protocol.entries import Attachment, Entry
-from protocol.events import AddUp, Summed
+from protocol.events import AddUp, OfferSum, Summed
 from protocol.ids import Hash, Millis, PeerId
 from protocol.ledger import Write, round_key
 from protocol.messages import PartRequest, Sum, SumRequest
@@ -66,7 +66,6 @@ class Gathering:
         self._held: dict[SumName, Attachment] = {}  # on disk, as far as we know
         self._wanted: dict[SumName, _Wanted] = {}
         self._waits: list[_Wait] = []
-        self.moved_ms: int = core.now  # when a sum last came
         scattering.came = self._part_came
 
     @property
@@ -83,7 +82,10 @@ class Gathering:
             del self._held[next(iter(self._held))]
 
     def holds(self, names: Iterable[SumName]) -> bool:
-        return all(name in self._held for name in names)
+        return not self.missing(names)
+
+    def missing(self, names: Iterable[SumName]) -> tuple[SumName, ...]:
+        return tuple(name for name in names if name not in self._held)
 
     def names(self, entry: Entry, members: int) -> tuple[SumName, ...]:
         """All sums of an entry that attaches anything."""
@@ -94,7 +96,6 @@ class Gathering:
     def _came(self, name: SumName, sum: Attachment) -> None:
         """It is on disk since now."""
         core = self._core
-        self.moved_ms = core.now
         self.hold(name, sum)
         wanted = self._wanted.pop(name, None)
         if wanted is not None:
@@ -224,7 +225,7 @@ class Gathering:
             name = SumName(message.entry, number)
             known = self._held.get(name)
             if known is not None:
-                core.send(sender, Sum(message.entry, number, known))
+                core.out.append(OfferSum(sender, Sum(message.entry, number, known)))
                 continue
             wanted = self._wanted.get(name)
             is_member, has_room = sender in core.head.roster, len(self._wanted) < _WANTED_MAX

@@ -6,6 +6,7 @@ moves on.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from protocol.attachments import Attachments
 from protocol.core import Core
@@ -45,11 +46,8 @@ class Holdings:
         event = self._stopped
         assert event is not None
         roots: list[Hash] = [one.root for one in event.lacking]
-        moved: list[int] = [self._stopped_ms]
-        if event.lacking_sums:
-            roots += self._gathering.roots(event.lacking_sums)
-            moved.append(self._gathering.moved_ms)
-        return max([*moved, *map(self._attachments.moved_ms, roots)])
+        roots += self._gathering.roots(event.lacking_sums)
+        return max([self._stopped_ms, *map(self._attachments.moved_ms, roots)])
 
     # Entries
 
@@ -127,7 +125,12 @@ class Holdings:
         if self._is_here(event):
             self._stopped = None
             self._core.out.append(Proceed())
-        elif self._core.now >= self._moved_ms() + self._patience_ms:
+            return
+        still = self._gathering.missing(event.lacking_sums)
+        if still != event.lacking_sums:
+            self._stopped = replace(event, lacking_sums=still)
+            self._stopped_ms = self._core.now
+        if self._core.now >= self._moved_ms() + self._patience_ms:
             self._stopped = None
             self._lost(event)
 

@@ -40,10 +40,10 @@ from protocol.ids import Hash, PeerId, digest
 from protocol.ledger import Write, round_key
 from protocol.messages import Mend, Message
 from protocol.parts import SumName, whole_of
-from protocol.restore import entry_named, offered, parts_of, roster_at, snapshots_on_chain
+from protocol.restore import entry_at, entry_named, offered, parts_of, roster_at, snapshots_on_chain
 from protocol.roster import Roster
 from protocol.rules import Rules
-from protocol.snapshots import is_taken, named_in
+from protocol.snapshots import SnapshotAt, is_taken, named_in
 
 NAME_BYTES = 8
 
@@ -409,6 +409,17 @@ class StubWorker:
         for unit in [unit for unit in self.pending if self._commits.committed(unit, {entry.hash})]:
             del self.pending[unit]
 
+    def _own_snapshot(self, round: int) -> SnapshotAt | None:
+        """To start from where the beginning cannot be merged any more."""
+        first = entry_at(self._disk, 0)
+        if first is None or not any(self._lacking(first)):
+            return None
+        for named in snapshots_on_chain(self._disk, self._founders, round, self._rules):
+            blob = self._blobs.get(named.root)
+            if blob is not None and blob.is_whole:
+                return named
+        return None
+
     def rebuild(self, task: Rebuild) -> None:
         self.state = 0
         self._is_held = False
@@ -419,6 +430,10 @@ class StubWorker:
             self._is_loading = True
             self._call_later(self.loads_ms, self._loaded)
             self.loads_ms = 0.0
+            return
+        own = self._own_snapshot(task.round)
+        if own is not None:
+            self.restore(Restore(own))
             return
         for _, name in self._disk.scan("chain", round_key(0)):
             entry = entry_named(self._disk, Hash(name))

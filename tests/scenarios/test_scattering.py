@@ -294,5 +294,3 @@ def test_bad_parts_are_counted_against_their_sender(what: str) -> None:
     assert_moves_on(world, 3, 200_000)
     assert bent[what]
     assert any(who.peer.faults.get(liar.id) for who in world.up() if who is not liar)
-
-
