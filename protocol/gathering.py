@@ -66,6 +66,7 @@ class Gathering:
         self._held: dict[SumName, Attachment] = {}  # on disk, as far as we know
         self._wanted: dict[SumName, _Wanted] = {}
         self._waits: list[_Wait] = []
+        self._claimed: set[SumName] = set()  # lacking on the disk, while we believe otherwise
         scattering.came = self._part_came
 
     @property
@@ -97,6 +98,7 @@ class Gathering:
         """It is on disk since now."""
         core = self._core
         self.hold(name, sum)
+        self._claimed.discard(name)
         wanted = self._wanted.pop(name, None)
         if wanted is not None:
             key = sum_key(wanted.round, name)
@@ -152,9 +154,14 @@ class Gathering:
                     self._scattering.introduce(deal, seats[line.seat], line.attached)
 
     def lacking(self, names: Iterable[SumName], round: int) -> None:
-        """The state cannot move on without them, whatever we believed to be on disk."""
+        """The state cannot move on without them. One that we believe to be on disk may have come
+        while this was said; said twice, it is not there any more.
+        """
         fresh: list[_Wanted] = []
         for name in names:
+            if name in self._held and name not in self._claimed:
+                self._claimed.add(name)
+                continue
             self._held.pop(name, None)
             wanted = self._get(name, round)
             wanted.is_ours = True
@@ -335,6 +342,7 @@ class Gathering:
 
     def stands(self, round: int) -> None:
         """The state came to where `round` is open: it needs nothing older."""
+        self._claimed.clear()
         for wanted in list(self._wanted.values()):
             if wanted.round < round and not any(wanted.name in w.missing for w in self._waits):
                 wanted.is_ours = False

@@ -464,15 +464,15 @@ Message = (
     | MendRequest
     | Mend
     | Introduce
-    | Part
-    | PartsHeld
-    | PartRequest
-    | SumRequest
-    | Sum
     | Relay
     | Unrelayed
     | DialBack
     | DialledBack
     | Echo
     | Echoed
+    | Part
+    | PartsHeld
+    | PartRequest
+    | SumRequest
+    | Sum
 )

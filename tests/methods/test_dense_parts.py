@@ -239,5 +239,3 @@ def test_small_ones_go_whole() -> None:
     assert configured(value_bits=8).parts_max([(CHUNK_BYTES, 3)]) == 4
     assert configured(value_bits=8, reduce_scatter=False).parts_max([(CHUNK_BYTES, 3)]) == 0
     assert configured().parts_max([(1 << 30,)]) == PARTS_MAX
-    whole = configured(reduce_scatter=False).attachment_bytes_max([(1 << 20,)])
-    assert configured().attachment_bytes_max([(1 << 20,)]) == whole + 17 * CUT_BYTES

@@ -1,5 +1,6 @@
 """Swarms of real processes whose contributions are attached to the ledger."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,8 @@ def test_a_swarm_that_sums_part_by_part(quorum: str, tmp_path: Path) -> None:
     """P1, P3, P4: 1. One peer is killed, and whoever was next adds up in its place. 2. It returns,
     and another is let in. 3. All agree, and none has all that the others sent.
     """
-    config = write_run(tmp_path, method=DILOCO, quorum=quorum, parts_max=3)
+    method = DILOCO.replace("steps = 2", "steps_max = 50")
+    config = write_run(tmp_path, method=method, quorum=quorum, parts_max=3, window_s=1.0)
     with ending(Swarm(tmp_path / "swarm", config, ["--threads", "1"])) as swarm:
         grow(swarm, 4)
         reach(swarm, max(swarm.rounds().values()) + 3)
@@ -64,7 +66,7 @@ def test_a_swarm_that_sums_part_by_part(quorum: str, tmp_path: Path) -> None:
         founder = swarm.peers[0]
         lines = [line for entry in entries(founder) for line in entry.body.lines]
         assert all(line.attached is not None for line in lines)
-        with ReadOnlyStore(founder.home) as disk:
+        with closing(ReadOnlyStore(founder.home)) as disk:
             assert not [one for one in lines if disk.get("attachments", one.attached.root)]
             assert list(disk.scan("sums"))
         events = "".join((peer.home / "events.jsonl").read_text() for peer in swarm.peers)
