@@ -22,8 +22,10 @@ from protocol.parts import SumName
 from protocol.scattering import Scattering
 
 _AGAIN_MS: Final = 1_000  # a question may have been lost
-_PATIENCE_MS: Final = 4_000  # after which another is asked
-_STUCK_MS: Final = 12_000  # a blob of which nothing came for so long is not the sum
+# After so long another is asked; and a blob of which nothing came for so long is not the sum. Both
+# come several times before the state is given up for lack of something.
+_PATIENCE_MS: Final = 4_000
+_STUCK_MS: Final = 12_000
 _HELD_MAX: Final = 65_536
 _WANTED_MAX: Final = 8_192  # sums of which somebody is interested in, or that we are
 _ASKERS_MAX: Final = 4_096
@@ -68,6 +70,8 @@ class Gathering:
         self._waits: list[_Wait] = []
         self._claimed: set[SumName] = set()  # lacking on the disk, while we believe otherwise
         scattering.came = self._part_came
+        self._patience_ms = min(_PATIENCE_MS, core.rules.deadline_ceiling_ms // 4)
+        self._stuck_ms = min(_STUCK_MS, core.rules.deadline_ceiling_ms // 3)
 
     @property
     def wake_ms(self) -> Millis | None:
@@ -306,7 +310,7 @@ class Gathering:
     def _call(self, wanted: _Wanted, deal: Deal, authors: list[PeerId]) -> None:
         """For parts that were not left with us: the one who had them is gone."""
         core = self._core
-        if wanted.called_ms and core.now < wanted.called_ms + _PATIENCE_MS:
+        if wanted.called_ms and core.now < wanted.called_ms + self._patience_ms:
             return
         wanted.called_ms = core.now
         up = [author for author in authors if author not in core.membership.down()]
@@ -325,7 +329,7 @@ class Gathering:
 
     def _due(self, wanted: _Wanted) -> int | None:
         if wanted.sum is not None:
-            return self._moved_ms(wanted) + _STUCK_MS
+            return self._moved_ms(wanted) + self._stuck_ms
         return wanted.asked_ms + _AGAIN_MS if wanted.is_ours else None
 
     def _moved_ms(self, wanted: _Wanted) -> int:
@@ -362,7 +366,7 @@ class Gathering:
             due = self._due(wanted)
             if due is None or now < due:
                 continue
-            is_waiting = wanted.sum is None and now < wanted.turn_ms + _PATIENCE_MS
+            is_waiting = wanted.sum is None and now < wanted.turn_ms + self._patience_ms
             if is_waiting and wanted.asked and wanted.asked[-1] not in down:
                 same.append(wanted)
                 continue

@@ -126,7 +126,7 @@ def test_each_part_goes_to_the_first_who_will_sum_it() -> None:
 
 
 def test_what_nobody_takes_is_offered_to_the_next() -> None:
-    """Once more to the same one first: it may have been lost."""
+    """P4: once more to the same one first, because it may have been lost."""
     door = Door(LAST, P, RULES)
     door.on(work(door))
     door.hear(SECOND, PartsHeld(*PLACE, 1, seats(LAST)))
@@ -302,7 +302,7 @@ def test_a_sum_of_an_impossible_size_is_not_fetched(sum: Attachment) -> None:
 
 
 def test_most_accept_only_what_they_could_merge() -> None:
-    """P5: the proposal is known first, or nobody could add anything up; the votes come after."""
+    """P3: the proposal is known first, or nobody could add anything up; the votes come after."""
     door = Door(THIRD, P, MAJORITY)
     entry = closed(START, FIRST, LAST, whole_of(parts(LAST)))
     door.hear(FIRST, Propose(0, entry))
