@@ -82,6 +82,10 @@ def _with(data: bytes, at: int, new: bytes) -> bytes:
 
 
 _FLOAT = struct.Struct("<f")
+NEARLY = (
+    np.nextafter(np.float32(MAGNITUDE_MAX), np.float32(np.inf)),
+    -np.nextafter(np.float32(MAGNITUDE_MIN), np.float32(0)),
+)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +96,13 @@ _FLOAT = struct.Struct("<f")
             (32, 1, _FLOAT.pack(value))
             for value in (float("nan"), float("inf"), 2 * MAGNITUDE_MAX, MAGNITUDE_MIN / 2, -0.0)
         ),
+        *((32, 1, np.float32(nearly).tobytes()) for nearly in NEARLY),
+        (16, 1, struct.pack("<H", 0x4681)),  # next to the largest, and to the smallest
+        (16, 1, struct.pack("<H", 0x267F)),
         (16, 1, struct.pack("<H", 0x7F80)),
         (16, 1, struct.pack("<H", 0x8000)),
+        (8, 1, struct.pack("<H", 0x4301)),
+        (8, 1, struct.pack("<H", 0x29FF)),
         (8, 1, struct.pack("<H", 0xBF80)),
         (8, 1, struct.pack("<H", 0x7FC0)),
         (8, 1, struct.pack("<H", 0x4400)),
