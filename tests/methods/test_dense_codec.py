@@ -112,6 +112,7 @@ NEARLY = (
         (4, 1, struct.pack("<H", 0x4400)),
         (4, 1, struct.pack("<H", 0)),
         (4, 3, b"\x87"),
+        (4, 3, b"\x78"),
         (4, 5, b"\x11"),
     ],
 )
@@ -121,6 +122,17 @@ def test_what_no_honest_peer_sends_is_refused(bits: Bits, at: int, new: bytes) -
     assert _with(data, at, new) != data
     with pytest.raises(ValueError, match=r"."):
         decode(layout, _with(data, at, new))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_an_empty_block_holds_nothing_wherever_it_is(bits: Bits) -> None:
+    """P6"""
+    layout, data = coded(bits, torch.tensor([1.0]).repeat(3 * BLOCK))
+    held = coded(bits, torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(BLOCK))[1]
+    decode(layout, held)
+    for block in range(3):
+        with pytest.raises(ValueError, match="scale 0"):
+            decode(layout, _with(data, 1 + 2 * block, b"\0\0"))
 
 
 @pytest.mark.parametrize("bits", BITS)
