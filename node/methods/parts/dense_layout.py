@@ -7,6 +7,9 @@ from typing import Final, Literal
 Bits = Literal[32, 16, 8, 4]
 
 BLOCK: Final = 4096  # elements that share a scale
+CUT_BYTES: Final = (
+    7  # that each part of an update adds at most: its head, a version, a scale, a half
+)
 SPAN: Final = 64 * BLOCK  # elements that a thread takes at a time; one megabyte of weights
 
 

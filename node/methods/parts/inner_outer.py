@@ -108,6 +108,9 @@ class InnerOuter(ABC, Generic[C, U]):
             self._weights.show()
         else:
             self._deviation.leave(self._due(round.round))
+        return self._result(round, report)
+
+    def _result(self, round: RoundContext, report: InnerReport) -> WorkResult:
         return WorkResult(Header.of(report).encode(), report.loss, self._encode(round.round))
 
     def _due(self, round: int) -> Fragment:
@@ -171,23 +174,30 @@ class InnerOuter(ABC, Generic[C, U]):
         return known
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
-        self._come_home()
-        for own in contributions:
-            if own.peer == round.peer:
-                self.settled(round.round, own.payload, own.attachment)
-        headers = [self._header(c.payload) for c in contributions]
-        weights = token_weights([header.tokens for header in headers])
+        self._settle_own(round, contributions)
         moved = [
             (contribution.attachment, weight)
-            for contribution, weight in zip(contributions, weights, strict=True)
+            for contribution, weight in zip(contributions, self._weigh(contributions), strict=True)
             if weight
         ]
         updates = [self._update(round.round, attachment) for attachment, _ in moved]
         self._move(round, updates, [weight for _, weight in moved])
-        self._feed.merge(
-            round,
-            {c.peer: header.batches for c, header in zip(contributions, headers, strict=True)},
-        )
+        self._go_on(round, contributions)
+
+    def _settle_own(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
+        """Before the weights move."""
+        self._come_home()
+        for own in contributions:
+            if own.peer == round.peer:
+                self.settled(round.round, own.payload, own.attachment)
+
+    def _weigh(self, contributions: Sequence[Contribution]) -> list[int]:
+        """How much each counts; 0: not at all."""
+        return token_weights([self._header(c.payload).tokens for c in contributions])
+
+    def _go_on(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
+        """Once they have."""
+        self._feed.merge(round, {c.peer: self._header(c.payload).batches for c in contributions})
         self._weights.show()
         self._checked.clear()
 
