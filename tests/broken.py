@@ -86,6 +86,20 @@ _P1: Final[_Rows] = (
         "self._queue = queue",
         "tests/methods/test_spsa.py::test_a_peer_that_replays_the_ledger_has_the_same_bits",
     ),
+    (
+        "The outer step on CPUs keeps products that some devices flush to 0.",
+        "node/kernels/dense.py",
+        "return _ZERO if abs(product) < tiny else product",
+        "return product",
+        "tests/methods/test_outer_step.py::test_both_ways_give_the_same_bits",
+    ),
+    (
+        "The outer step on CPUs adds what peers sent from the last one to the first.",
+        "node/kernels/dense.py",
+        "for r in range(senders.size):",
+        "for r in range(senders.size - 1, -1, -1):",
+        "tests/methods/test_outer_step.py::test_both_ways_give_the_same_bits",
+    ),
 )
 
 _P2: Final[_Rows] = (
