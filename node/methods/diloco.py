@@ -110,9 +110,13 @@ class Diloco(InnerOuter[DilocoConfig, DenseUpdate]):
         data, rounded = weighted_sum(
             self._runs(round)[number], parts, weights, self._weights.device
         )
-        mine = sum(w for c, w in zip(contributions, weights, strict=True) if c.peer == round.peer)
-        if mine and round.answers_for == number:
-            self._rounded[round.round, number, tag(data)] = rounded * (sum(weights) / mine)
+        counted = {c.peer: w for c, w in zip(contributions, weights, strict=True) if w}
+        if counted and round.answers_for == number:
+            whole = sum(counted.values())
+            mine = counted.get(
+                round.peer, whole / len(counted)
+            )  # in a round that we missed: a mean
+            self._rounded[round.round, number, tag(data)] = rounded * (whole / mine)
         return data
 
     def check_sum(self, round: RoundContext, number: int, data: bytes) -> None:
