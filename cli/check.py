@@ -105,6 +105,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             "sent",
             f"{facts['payload_bytes']} bytes of payload"
             + (f" and {size(facts['attachment_bytes'])} attached" * bool(facts["attachment_bytes"]))
+            + (", summed part by part" * bool(facts["summed_parts"]))
             + " a round and peer",
         ),
         ("device", drives(facts)),

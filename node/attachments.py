@@ -1,9 +1,10 @@
-"""Attachments on disk: the large parts of contributions, ours and others'.
+"""Attachments on disk: the large parts of contributions, ours and others', and what those come to.
 
 They stay as long as somebody may have to replay their round: until it is older than a snapshot that
 the ledger names. Our own also stay for as long as they may have to be given back.
 """
 
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Final
 
@@ -13,9 +14,11 @@ from node.chunks import Blob, ChunkFiles, explained
 from node.ports import Disk
 from protocol.blobs import chunk_id, chunks_of, root_of
 from protocol.entries import Attachment
+from protocol.gathering import read_sum, sum_key
 from protocol.ids import Hash
 from protocol.ledger import Write
-from protocol.restore import Reader, offered
+from protocol.parts import SumName
+from protocol.restore import Reader, offered, parts_of
 
 _FOLDER: Final = "attachments"
 
@@ -29,13 +32,26 @@ class Attachments:
         blobs = (blob for blob, _ in known.values() if blob is not None)
         self.files = ChunkFiles(home / _FOLDER, "", blobs)
         self._rounds = {root: at for root, (_, at) in known.items() if self.files.whole(root)}
-        self._newest: Hash | None = None  # of our own: it may not be in the outbox yet
+        self._newest: set[Hash] = set()  # of our own: it may not be in the outbox yet
         gone = [Write("attachments", root, None) for root in known if root not in self._rounds]
         if gone:
             disk.commit(gone)
 
     def add(self, round: int, data: bytes) -> Attachment:
         """Our own, for `round`. Raises StoreError."""
+        made = self.put(round, data)
+        self._newest = {made.root}
+        return made
+
+    def add_parts(self, round: int, parts: Sequence[bytes]) -> tuple[Attachment, ...]:
+        """Our own, in parts. Raises StoreError."""
+        made = tuple(self.put(round, data) for data in parts)
+        if made:
+            self._newest = {part.root for part in made}
+        return made
+
+    def put(self, round: int, data: bytes) -> Attachment:
+        """One that was made here, of our own work or of others'. Raises StoreError."""
         names = b"".join(map(chunk_id, chunks_of(data)))
         blob = Blob(root_of(len(data), names), len(data), names)
         path = self.files.partial_path(f"making-{round}")
@@ -45,7 +61,6 @@ class Attachments:
             path.unlink(missing_ok=True)
             raise explained(error, path) from error
         self._note(round, self.files.place(path, blob))
-        self._newest = blob.root
         return Attachment(blob.root, blob.size)
 
     def keep(self, root: Hash, round: int) -> bool:
@@ -66,6 +81,16 @@ class Attachments:
 
     def read(self, attached: Attachment) -> bytes | None:
         """All of it, each byte checked; None if it is not here, or damaged."""
+        parts = parts_of(self._disk, attached)
+        if parts:
+            return _joined(self._read_one(part) for part in parts)
+        return self._read_one(attached)
+
+    def sum(self, round: int, name: SumName) -> Attachment | None:
+        """Where it is."""
+        return _find_sum(self._disk, round, name)
+
+    def _read_one(self, attached: Attachment) -> bytes | None:
         blob = self.files.whole(attached.root)
         if blob is None:
             return None
@@ -87,11 +112,23 @@ class Attachments:
         old = {root for root, round in self._rounds.items() if round < before}
         if not old:
             return
-        stay = {*offered(self._disk), self._newest}
+        stay = {*offered(self._disk), *self._newest}
         gone = [root for root in old if root not in stay]
         self._drop(gone)
         for root in gone:
             self.files.remove(root)
+        self._forget_parts(before, stay)
+
+    def _forget_parts(self, before: int, stay: Set[Hash]) -> None:
+        """Records of what old attachments were made of, and came to."""
+        cut = [root for root, _ in self._disk.scan("parts") if root not in stay]
+        gone = [Write("parts", root, None) for root in cut]
+        for key, _ in self._disk.scan("sums"):
+            if int.from_bytes(key[:8], "big") >= before:
+                break
+            gone.append(Write("sums", key, None))
+        if gone:
+            self._disk.commit(gone)
 
 
 class AttachmentReader:
@@ -103,7 +140,16 @@ class AttachmentReader:
     def has(self, attached: Attachment) -> bool:
         return self._disk.get("attachments", attached.root) is not None
 
+    def sum(self, round: int, name: SumName) -> Attachment | None:
+        return _find_sum(self._disk, round, name)
+
     def read(self, attached: Attachment) -> bytes | None:
+        parts = parts_of(self._disk, attached)
+        if parts:
+            return _joined(self._read_one(part) for part in parts)
+        return self._read_one(attached)
+
+    def _read_one(self, attached: Attachment) -> bytes | None:
         raw = self._disk.get("attachments", attached.root)
         blob = None if raw is None else _decode(attached.root, raw)[0]
         return None if blob is None else read_whole(self._folder / attached.root.hex(), blob)
@@ -119,6 +165,18 @@ def read_whole(path: Path, blob: Blob) -> bytes | None:
         return None
     sound = all(chunk_id(chunk) == blob.name(n) for n, chunk in enumerate(chunks_of(data)))
     return data if sound else None
+
+
+def _find_sum(disk: Reader, round: int, name: SumName) -> Attachment | None:
+    key = sum_key(round, name)
+    raw = disk.get("sums", key)
+    return None if raw is None else read_sum(key, raw)[1]
+
+
+def _joined(pieces: Iterable[bytes | None]) -> bytes | None:
+    """None if one is missing."""
+    found = list(pieces)
+    return None if None in found else b"".join(piece for piece in found if piece is not None)
 
 
 def _decode(root: Hash, raw: bytes) -> tuple[Blob | None, int]:

@@ -15,6 +15,7 @@ from typing import Final
 
 from node.config import Manifest, NodeConfig, RunFile
 from node.errors import ConfigError, UserError
+from node.methods.base import NOTHING_ATTACHED, Attaches
 from node.store import Store
 from node.transport_zmq import Inbound, ZmqTransport
 from protocol.codec import decode, encode
@@ -83,14 +84,12 @@ def found(
     identity: Identity,
     model: bytes,
     data: bytes | None,
-    attachment_bytes_max: int = 0,
+    attaches: Attaches = NOTHING_ATTACHED,
 ) -> Membership:
-    """A new run, with us as its first member. `model` and `data` are digests; the last number is
-    what the method needs, should the run file not say.
+    """A new run, with us as its first member. `model` and `data` are digests; the last is what the
+    method needs, should the run file not say.
     """
-    rules = run_file.rules
-    if rules.attachment_bytes_max is None:
-        rules = rules.model_copy(update={"attachment_bytes_max": attachment_bytes_max})
+    rules = run_file.rules.saying(attaches)
     manifest = Manifest(
         name=run_file.name,
         founder=identity.peer.hex(),
@@ -207,9 +206,12 @@ def check_same_run(kept: Membership, wanted: RunId, home: str) -> None:
 def check_same_file(kept: Membership, run_file: RunFile, home: str) -> None:
     """Going on with a run takes the file that founded it: what all agreed on cannot change."""
     ours = kept.manifest
-    if run_file.rules.attachment_bytes_max is None:
-        unsaid = ours.rules.model_copy(update={"attachment_bytes_max": None})
-        ours = ours.model_copy(update={"rules": unsaid})
+    unsaid = {
+        key: None
+        for key in ("attachment_bytes_max", "parts_max")
+        if getattr(run_file.rules, key) is None
+    }
+    ours = ours.model_copy(update={"rules": ours.rules.model_copy(update=unsaid)})
     changed = [
         table
         for table in ("name", "model", "data", "method", "rules")

@@ -14,6 +14,7 @@ from node.box.place import place_of
 from node.config import Manifest, NodeConfig
 from node.errors import ConfigError, IdentityError
 from node.kernels import kernels_for
+from node.methods.base import Attaches
 from node.methods.parts.setup import Setup
 from node.methods.registry import MethodConfig, build_method
 from node.training.data import Data, open_data
@@ -101,10 +102,10 @@ class Workshop:
     def data_digest(self) -> bytes | None:
         return None if self.data.private else self.data.digest
 
-    def attachment_bytes_max(self, method: MethodConfig) -> int:
+    def attaches(self, method: MethodConfig) -> Attaches:
         """What one contribution brings beside its payload, at most."""
-        named = self.model.module.parameters()
-        return method.attachment_bytes_max([p.shape for p in named if p.requires_grad])
+        shapes = [p.shape for p in self.model.module.parameters() if p.requires_grad]
+        return Attaches(method.attachment_bytes_max(shapes), method.parts_max(shapes))
 
     def check(self, manifest: Manifest) -> None:
         """Are this machine's model and data those of the run? Raises IdentityError."""

@@ -194,7 +194,7 @@ class Node:
             identity,
             workshop.model_digest(),
             workshop.data_digest(),
-            workshop.attachment_bytes_max(run_file.method),
+            workshop.attaches(run_file.method),
         )
 
     def _join(

@@ -9,11 +9,12 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from node.errors import ConfigError
+from node.methods.base import Attaches
 from node.methods.registry import MethodConfig
 from node.training.data_config import DataConfig
 from node.training.model_config import ModelConfig
@@ -51,7 +52,21 @@ class RulesConfig(_Table):
     """What one contribution may bring beside its payload, for peers to fetch from each other; left
     out, as much as the method needs for the model.
     """
+    parts_max: Annotated[int, Field(ge=0, le=1_024)] | None = None
+    """Into how many parts that is cut at most, each summed by one peer for all; 0: everybody gets
+    everybody's; left out, as the method and the model make it worth while.
+    """
     members_max: Annotated[int, Field(ge=1, le=4_096)] = 1_024
+
+    def saying(self, attaches: Attaches) -> "RulesConfig":
+        """With what a method needs where nothing was said."""
+        said = self.model_dump(exclude_none=True)
+        return self.model_copy(
+            update={
+                "attachment_bytes_max": said.get("attachment_bytes_max", attaches.bytes_max),
+                "parts_max": said.get("parts_max", attaches.parts_max),
+            }
+        )
 
     def rules(self) -> Rules:
         return Rules(
@@ -62,6 +77,7 @@ class RulesConfig(_Table):
             heldout_every=self.heldout_every,
             snapshot_every=self.snapshot_every,
             attachment_bytes_max=self.attachment_bytes_max or 0,
+            parts_max=self.parts_max or 0,
             members_max=self.members_max,
             **PRESETS[self.network],
         )
@@ -106,6 +122,11 @@ class NodeConfig(_Table):
     """
 
 
+def _check_parts(method: MethodConfig, rules: RulesConfig) -> None:
+    if rules.parts_max and not method.sums:
+        raise ValueError(f"`rules.parts_max` is 0 for {method.name}, which merges no sums")
+
+
 class RunFile(_Table):
     """A whole run, as it is written in one TOML file."""
 
@@ -117,6 +138,11 @@ class RunFile(_Table):
     method: MethodConfig
     rules: RulesConfig = RulesConfig()
     node: NodeConfig = NodeConfig()
+
+    @model_validator(mode="after")
+    def _parts_are_summed(self) -> Self:
+        _check_parts(self.method, self.rules)
+        return self
 
 
 class Manifest(_Table):
@@ -132,6 +158,11 @@ class Manifest(_Table):
     data_digest: str | None  # None: private data, each peer's own
     method: MethodConfig
     rules: RulesConfig
+
+    @model_validator(mode="after")
+    def _parts_are_summed(self) -> Self:
+        _check_parts(self.method, self.rules)
+        return self
 
     def encode(self) -> bytes:
         return json.dumps(

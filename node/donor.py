@@ -22,6 +22,7 @@ from protocol.events import (
     BlobOpened,
     Event,
     KeepBlob,
+    OfferSum,
     OpenBlob,
     ServePieces,
     StorePiece,
@@ -107,6 +108,10 @@ class Donor:
         offer = self._shelf(root).offer(root)
         if offer is not None:
             self._send(to, offer)
+
+    def offer_sum(self, task: OfferSum) -> None:
+        if self._attachments.has(task.message.sum):
+            self._send(task.to, task.message)
 
     def _shelf(self, root: Hash) -> ChunkFiles:
         return self._shelves[self._kind(root)]

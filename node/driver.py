@@ -21,6 +21,7 @@ from node.telemetry import EventLog, Level
 from node.transport_zmq import Inbound, ZmqTransport
 from protocol.entries import Card
 from protocol.events import (
+    AddUp,
     Applied,
     Apply,
     Event,
@@ -101,6 +102,9 @@ class ObservedWorker:
             took_ms=body.took_ms,
         )
         self._worker.apply(task)
+
+    def add_up(self, task: AddUp) -> None:
+        self._worker.add_up(task)
 
     def rebuild(self, task: Rebuild) -> None:
         self._stats.activity = f"rebuilding: {task.reason}"

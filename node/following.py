@@ -14,10 +14,22 @@ from node.ports import Disk
 from node.replica import LackingError, Place, Progress, Replica, is_on_chain, on_chain
 from node.snapshots import Record, Snapshots
 from protocol.entries import Attachment, Entry
-from protocol.events import Applied, Apply, Behind, Event, Note, Patch, Patched, Rebuild, Restore
+from protocol.events import (
+    Applied,
+    Apply,
+    Behind,
+    Event,
+    Note,
+    Patch,
+    Patched,
+    Rebuild,
+    Restore,
+    SumRefused,
+)
 from protocol.ids import Hash, PeerId, RunId
 from protocol.ledger import round_key
 from protocol.messages import Message
+from protocol.parts import SumName
 from protocol.restore import snapshots_on_chain
 from protocol.roster import Roster
 from protocol.rules import Rules
@@ -78,7 +90,11 @@ class Lag:
     post: Callable[[Event], None]
 
     def tell(
-        self, now: int, ms_per_round: float | None, lacking: tuple[Attachment, ...] = ()
+        self,
+        now: int,
+        ms_per_round: float | None,
+        lacking: tuple[Attachment, ...] = (),
+        sums: tuple[SumName, ...] = (),
     ) -> None:
         """Of the chain's snapshots that the state has not come to, those that are partly here come
         first.
@@ -90,7 +106,7 @@ class Lag:
             key=lambda one: (self.snapshots.files.partial_bytes(one.root), one.round),
             reverse=True,
         )
-        self.post(Behind(now, target, ms_per_round, tuple(ahead), lacking))
+        self.post(Behind(now, target, ms_per_round, tuple(ahead), lacking, sums))
 
     def tell_from_disk(self) -> None:
         """Before there is a state: where it will start."""
@@ -218,7 +234,12 @@ class Follower:
 
     def _tell_lacking(self, error: LackingError) -> None:
         self._is_lacking = True
-        self._lag.tell(error.round, None, error.attachments)
+        for name in error.refused:
+            self._reports.note(
+                Note("error", "sum-refused", {"round": error.round, "part": name.number})
+            )
+            self._reports.post(SumRefused(name))
+        self._lag.tell(error.round, None, error.attachments, error.sums)
 
     # In one leap
 

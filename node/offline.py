@@ -104,7 +104,8 @@ def make_replica(
     trainer = workshop.trainer(membership.run, manifest.method)
     founders = (PeerId(bytes.fromhex(manifest.founder)),)
     initial = trainer.initial_state
-    replica = Replica(trainer.method, initial, membership.run, me, founders, attachments)
+    parts = manifest.rules.rules().parts
+    replica = Replica(trainer.method, initial, membership.run, me, founders, attachments, parts)
     return replica, workshop
 
 

@@ -7,6 +7,7 @@ from typing import assert_never
 from node.ports import Blobs, Disk, NoProber, Prober, Transport, Watcher, Worker
 from protocol.codec import encode
 from protocol.events import (
+    AddUp,
     Answer,
     Apply,
     Connect,
@@ -20,6 +21,7 @@ from protocol.events import (
     KeepBlob,
     Note,
     OfferBlob,
+    OfferSum,
     OpenBlob,
     Patch,
     Proceed,
@@ -78,6 +80,8 @@ def perform(effects: Iterable[Effect], shell: Shell) -> None:
                 shell.worker.apply(effect)
             case Rebuild():
                 _rebuild(effect, shell)
+            case AddUp():
+                shell.worker.add_up(effect)
             case GiveBack():
                 shell.worker.give_back(effect)
             case Proceed():
@@ -96,6 +100,8 @@ def perform(effects: Iterable[Effect], shell: Shell) -> None:
                 shell.prober.answered(effect)
             case OfferBlob():
                 shell.blobs.offer(effect.to, effect.root)
+            case OfferSum():
+                shell.blobs.offer_sum(effect)
             case ServePieces():
                 shell.blobs.serve(effect)
             case OpenBlob():

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from protocol.entries import Card
 from protocol.events import (
+    AddUp,
     Answer,
     Apply,
     EchoBack,
@@ -15,6 +16,7 @@ from protocol.events import (
     Hold,
     KeepBlob,
     Note,
+    OfferSum,
     OpenBlob,
     Patch,
     Proceed,
@@ -64,6 +66,8 @@ class Worker(Protocol):
 
     def apply(self, task: Apply) -> None: ...
 
+    def add_up(self, task: AddUp) -> None: ...
+
     def rebuild(self, task: Rebuild) -> None: ...
 
     def give_back(self, task: GiveBack) -> None: ...
@@ -85,6 +89,8 @@ class Blobs(Protocol):
     """Chunks on disk: what others may have of us, and what we fetch."""
 
     def offer(self, to: PeerId, root: Hash) -> None: ...
+
+    def offer_sum(self, task: OfferSum) -> None: ...
 
     def serve(self, task: ServePieces) -> None: ...
 

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 from node.guard import StateGuard
-from node.methods.base import Contribution, Method, RoundContext
+from node.methods.base import Contribution, Method, RoundContext, Summing
 from node.snapshots import Record
 from protocol.codec import decode
 from protocol.entries import Attachment, Entry
 from protocol.ids import Hash, PeerId, RunId, digest
 from protocol.ledger import round_key
 from protocol.messages import Contribute
+from protocol.parts import SumName
 from protocol.restore import Reader, entry_at, roster_at
 from protocol.roster import Roster
 
@@ -47,6 +48,8 @@ class AttachmentLibrary(Protocol):
 
     def read(self, attached: Attachment) -> bytes | None: ...
 
+    def sum(self, round: int, name: SumName) -> Attachment | None: ...
+
 
 class NoAttachments:
     """For runs that have none, and where nothing is merged."""
@@ -57,13 +60,24 @@ class NoAttachments:
     def read(self, attached: Attachment) -> bytes | None:
         return None
 
+    def sum(self, round: int, name: SumName) -> Attachment | None:
+        return None
+
 
 class LackingError(Exception):
-    """The next entry cannot be merged yet: some of its attachments are not on disk."""
+    """The next entry cannot be merged yet: some of what it attaches, or of what that comes to, is
+    not on disk, or is none (`refused`).
+    """
 
-    def __init__(self, round: int, attachments: tuple[Attachment, ...]) -> None:
-        super().__init__(f"round {round} lacks {len(attachments)} attachments")
-        self.round, self.attachments = round, attachments
+    def __init__(
+        self,
+        round: int,
+        attachments: tuple[Attachment, ...] = (),
+        sums: tuple[SumName, ...] = (),
+        refused: tuple[SumName, ...] = (),
+    ) -> None:
+        super().__init__(f"round {round} lacks {len(attachments)} attachments, {len(sums)} sums")
+        self.round, self.attachments, self.sums, self.refused = round, attachments, sums, refused
 
 
 class Replica:
@@ -77,8 +91,10 @@ class Replica:
         me: PeerId,
         founders: tuple[PeerId, ...],
         attachments: AttachmentLibrary | None = None,
+        parts: Callable[[int], int] = lambda members: 0,  # in which they are summed
     ) -> None:
         self.method, self._attachments = method, attachments or NoAttachments()
+        self._parts = parts
         self.guard = StateGuard()
         self._initial_state = initial_state
         self._run, self._me, self.founders = run, me, Roster(founders)
@@ -117,11 +133,51 @@ class Replica:
     def merge(self, entry: Entry, seats: tuple[PeerId, ...]) -> None:
         """Raises LackingError, and has done nothing then."""
         assert entry.body.parent == self.hash, "entries are applied in the ledger's order"
-        context = RoundContext(self._run, entry.round, self._me, seats, lambda: False)
+        parts = self._parts(len(seats)) if entry.body.attachments else 0
+        context = RoundContext(self._run, entry.round, self._me, seats, lambda: False, parts)
+        if parts:
+            assert isinstance(self.method, Summing), "only these have attachments in parts"
+            sums, lines = self._sums(self.method, context, entry), self._own_alone(entry, seats)
+            with self.guard.writing():
+                self.method.merge_sums(context, lines, sums)
+                self.round, self.hash = entry.round + 1, entry.hash
+            return
         lines = self._contributions(entry, seats)
         with self.guard.writing():
             self.method.merge(context, lines)
             self.round, self.hash = entry.round + 1, entry.hash
+
+    def _sums(self, method: Summing, context: RoundContext, entry: Entry) -> list[bytes]:
+        names = [SumName(entry.hash, number) for number in range(context.parts)]
+        found: list[bytes] = []
+        lacking: list[SumName] = []
+        refused: list[SumName] = []
+        for name in names:
+            where = self._attachments.sum(entry.round, name)
+            data = None if where is None else self._attachments.read(where)
+            if data is None:
+                lacking.append(name)
+                continue
+            try:
+                method.check_sum(context, name.number, data)
+            except ValueError:
+                lacking.append(name)
+                refused.append(name)
+            else:
+                found.append(data)
+        if lacking:
+            raise LackingError(entry.round, sums=tuple(lacking), refused=tuple(refused))
+        return found
+
+    def _own_alone(self, entry: Entry, seats: tuple[PeerId, ...]) -> list[Contribution]:
+        """All lines, with what we attached ourselves to ours, if that is still here."""
+        found: list[Contribution] = []
+        for line in entry.body.lines:
+            data = None
+            if seats[line.seat] == self._me and line.attached is not None:
+                data = self._attachments.read(line.attached)
+            found.append(Contribution(seats[line.seat], line.payload, data or b""))
+        return found
 
     def _contributions(self, entry: Entry, seats: tuple[PeerId, ...]) -> list[Contribution]:
         """Those that can be merged. Whether one can follows from the round and its bytes, which its

@@ -78,6 +78,7 @@ def _measure(run_file: RunFile, workshop: Workshop, swarm: Swarm) -> dict[str, A
         "seconds_per_unit": seconds / work,
         "payload_bytes": len(result.payload),
         "attachment_bytes": len(result.attachment),
+        "summed_parts": _parts(run_file, workshop, swarm.peers),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "model_digest": workshop.model_digest().hex(),
         "data_digest": None if data_digest is None else data_digest.hex(),
@@ -95,10 +96,16 @@ def _measure(run_file: RunFile, workshop: Workshop, swarm: Swarm) -> dict[str, A
                 swarm.peers,
                 mbit,
                 overlaps=run_file.method.overlaps,
+                parts=_parts(run_file, workshop, swarm.peers),
             )
             for mbit in swarm.uplinks_mbit
         ],
     }
+
+
+def _parts(run_file: RunFile, workshop: Workshop, peers: int) -> int:
+    rules = run_file.rules.saying(workshop.attaches(run_file.method)).rules()
+    return rules.parts(peers)
 
 
 def outlook(
@@ -110,11 +117,14 @@ def outlook(
     uplink_mbit: float,
     *,
     overlaps: bool,
+    parts: int,  # that are summed; 0: contributions go whole
 ) -> dict[str, float]:
     """Alike peers on alike lines. Whoever holds a contribution passes it on, so that each uplink
-    carries as much as each downlink: what all the others sent, once.
+    carries as much as each downlink: what all the others sent, once; or, in parts, those that a
+    peer sums, and the sums of the rest.
     """
-    exchange_s = (peers - 1) * sent_bytes * 8 / (uplink_mbit * 1e6)
+    copies = 2 * (peers - 1) / peers if parts else peers - 1
+    exchange_s = copies * sent_bytes * 8 / (uplink_mbit * 1e6)
     round_s = max(work_s, exchange_s) if overlaps else work_s + exchange_s
     rounds = samples / (samples_per_round * peers)
     return {

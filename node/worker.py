@@ -17,12 +17,13 @@ from node.attachments import Attachments
 from node.following import Follower, Lag, Reports, Setting, Wishes
 from node.keeper import StateKeeper
 from node.local import LocalState
-from node.methods.base import GoesOn, Method, Overtime, RoundContext
+from node.methods.base import Contribution, GoesOn, Method, Overtime, RoundContext, Summing
 from node.ports import Disk
 from node.replica import Place, Replica
 from node.snapshots import Snapshots
 from node.store import StoreError
 from protocol.events import (
+    AddUp,
     Apply,
     GiveBack,
     Hold,
@@ -33,10 +34,12 @@ from protocol.events import (
     Restore,
     ServeMend,
     StartWork,
+    Summed,
     TakeChecks,
     WorkDone,
 )
 from protocol.ids import Hash
+from protocol.parts import whole_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +71,7 @@ class _Work:
     asked_s: float
 
 
-_Command = _Work | Apply | Rebuild | Restore | Patch | Proceed | GiveBack | _Close
+_Command = _Work | Apply | AddUp | Rebuild | Restore | Patch | Proceed | GiveBack | _Close
 
 
 class TrainingWorker:
@@ -115,6 +118,9 @@ class TrainingWorker:
 
     def apply(self, task: Apply) -> None:
         self._wishes.target = (task.entry.round + 1, task.entry.hash)
+        self._commands.put(task)
+
+    def add_up(self, task: AddUp) -> None:
         self._commands.put(task)
 
     def rebuild(self, task: Rebuild) -> None:
@@ -230,6 +236,7 @@ class TrainingWorker:
             setting.me,
             setting.founders,
             self._attachments,
+            setting.rules.parts,
         )
         self._keeper = StateKeeper(
             self._replica, self._snapshots, reports.post, reports.send, reports.note, reports.failed
@@ -253,6 +260,8 @@ class TrainingWorker:
                 self._work(command)
             case Apply():
                 self._follower.apply(command)
+            case AddUp():
+                self._add_up(command)
             case Rebuild():
                 self._follower.rebuild(command)
             case Restore():
@@ -292,16 +301,44 @@ class TrainingWorker:
                 or self._wishes.is_pressing
                 or time.monotonic() >= end_s
             ),
+            self._setting.rules.parts(len(task.seats)),
         )
         self._ahead_s = 0.0
         done = self._replica.method.work(context)
         scalars = _finite(done.loss), _finite(heldout)
         root = self._follower.root_named_in(task.round)
-        attached = None
-        if done.attachment:
+        attached, parts = None, self._attachments.add_parts(task.round, done.parts)
+        if parts:
+            attached = whole_of(parts)
+        elif done.attachment:
             attached = self._attachments.add(task.round, done.attachment)
-        self._reports.post(WorkDone(*place, state, done.payload, *scalars, root, attached))
+        self._reports.post(WorkDone(*place, state, done.payload, *scalars, root, attached, parts))
         self._handed_in = place, context
+
+    def _add_up(self, task: AddUp) -> None:
+        """For everybody. The state is not touched."""
+        method, number = self._replica.method, task.name.number
+        assert isinstance(method, Summing), "only these have attachments in parts"
+        lines = [line for line in task.entry.body.lines if line.attached is not None]
+        found: list[Contribution] = []
+        for line, part in zip(lines, task.parts, strict=True):
+            data = self._attachments.read(part)
+            if data is None:
+                self._reports.post(Summed(task.name, None))
+                return
+            found.append(Contribution(task.seats[line.seat], line.payload, data))
+        round, setting = task.entry.round, self._setting
+        context = RoundContext(
+            setting.run,
+            round,
+            setting.me,
+            task.seats,
+            lambda: False,
+            setting.rules.parts(len(task.seats)),
+            number if task.is_first else None,
+        )
+        made = self._attachments.put(round, method.add_up(context, number, found))
+        self._reports.post(Summed(task.name, made))
 
     def _window_end_s(self, work: _Work) -> float:
         """Who comes to a round late works for what is left of it: the others do not wait. What was

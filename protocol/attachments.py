@@ -1,8 +1,6 @@
-"""Parts of contributions that are too large for the ledger: who needs which, and what waits for it.
+"""What of contributions is too large for the ledger: which of it is on disk, and which is wanted.
 
-A contribution names its attachment. Collectors fetch it before they list the contribution, with
-`quorum = "majority"` everybody before it accepts the entry, and everybody before the state moves
-on. What is fetched is offered on, so an author's uplink carries its attachment a few times, however
+What is fetched is offered on, so an author's uplink carries its attachment a few times, however
 many need it.
 """
 
@@ -11,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol.core import Core
-from protocol.entries import Attachment, Entry
-from protocol.events import Behind, BlobKept, BlobKind, KeepBlob, Proceed
+from protocol.entries import Attachment
+from protocol.events import BlobKept, BlobKind, KeepBlob
 from protocol.ids import Hash, Millis, PeerId
 from protocol.transfers import Transfers
 
@@ -28,31 +26,13 @@ class _Wait:
 
 
 class Attachments:
-    """`lost` is called when the state cannot move on, because nobody sends what it needs."""
-
-    def __init__(self, core: Core, transfers: Transfers, lost: Callable[[Behind], None]) -> None:
-        self._core, self._transfers, self._lost = core, transfers, lost
+    def __init__(self, core: Core, transfers: Transfers) -> None:
+        self._core, self._transfers = core, transfers
         # On disk, and the newest round of each, as the disk knows it; some may be gone again.
         self._held: dict[Hash, int] = {}
         self._coming: dict[Hash, int] = {}  # and the round that it was last wanted for
         self._needed: dict[Hash, int] = {}  # those that the state waits for, or soon will
         self._waits: list[_Wait] = []
-        self._stopped: Behind | None = None  # where the state stands, and what for
-        self._stopped_ms = Millis(0)
-
-    @property
-    def wake_ms(self) -> Millis | None:
-        """When what the state waits for is given up, if nothing comes."""
-        return None if self._stopped is None else Millis(self._moved_ms() + self._patience_ms)
-
-    @property
-    def _patience_ms(self) -> int:
-        return self._core.rules.deadline_ceiling_ms
-
-    def _moved_ms(self) -> int:
-        assert self._stopped is not None
-        fetches = (self._transfers.get(one.root) for one in self._stopped.lacking)
-        return max([self._stopped_ms, *(fetch.moved_ms for fetch in fetches if fetch is not None)])
 
     # What is here
 
@@ -64,6 +44,15 @@ class Attachments:
 
     def holds(self, attached: Iterable[Attachment]) -> bool:
         return all(one.root in self._held for one in attached)
+
+    def is_missing(self, root: Hash) -> None:
+        """We may have thought that it was here; the disk knows better."""
+        self._held.pop(root, None)
+
+    def moved_ms(self, root: Hash) -> Millis:
+        """When something last came of it, if it is on its way."""
+        fetch = self._transfers.get(root)
+        return Millis(0) if fetch is None or not fetch.is_open else fetch.moved_ms
 
     def kept(self, event: BlobKept) -> None:
         root, round = event.root, self._coming.pop(event.root, 0)
@@ -85,9 +74,6 @@ class Attachments:
         for wait in self._waits:
             if root in wait.missing:
                 self._fetch(wait.missing[root], wait.round, wait.holders)
-        for one in self._stopped.lacking if self._stopped is not None else ():
-            if one.root == root:
-                self._fetch(one, self._needed.get(root, 0), ())
 
     # What is wanted
 
@@ -97,8 +83,12 @@ class Attachments:
         round: int,
         holders: Iterable[PeerId],
         done: Callable[[], None],
+        *,
+        is_needed: bool = False,
     ) -> None:
-        """`done` is called once all are on disk, which may be at once, or never."""
+        """`done` is called once all are on disk, which may be at once, or never: that of a round
+        long past is given up, unless the state needs it.
+        """
         missing = {one.root: one for one in attached if self._held.get(one.root, -1) < round}
         if not missing:
             done()
@@ -106,7 +96,15 @@ class Attachments:
         sure = tuple(holders)
         self._waits.append(_Wait(round, sure, missing, done))
         for one in missing.values():
+            if is_needed:
+                self._needed[one.root] = round
             self._fetch(one, round, sure)
+
+    def need(self, one: Attachment, round: int, holders: Iterable[PeerId]) -> None:
+        """The state is about to merge it."""
+        if self._held.get(one.root, -1) < round:
+            self._needed[one.root] = round
+            self._fetch(one, round, holders)
 
     def _fetch(self, one: Attachment, round: int, holders: Iterable[PeerId]) -> None:
         """Have it kept for as long as `round` may be replayed."""
@@ -122,19 +120,21 @@ class Attachments:
         elif is_new:
             self._transfers.start(root, keep, holders, BlobKind.ATTACHMENT, one.size)
 
-    def need(self, entry: Entry, seats: tuple[PeerId, ...]) -> None:
-        """The state is about to merge this entry."""
-        closer = seats[entry.body.closer]
-        for line in entry.body.lines:
-            one = line.attached
-            if one is not None and self._held.get(one.root, -1) < entry.round:
-                self._needed[one.root] = entry.round
-                self._fetch(one, entry.round, (seats[line.seat], closer))
+    def unneeded(self, root: Hash) -> None:
+        """It was not what it was taken for."""
+        self._needed.pop(root, None)
+        self._waits = [wait for wait in self._waits if root not in wait.missing]
+        if self._coming.pop(root, None) is not None:
+            self._transfers.cancel(root)
 
     def moved(self) -> None:
         """The chain did: what came too late for the round before the last is not worth its way."""
         oldest = self._core.head.round - 1
-        self._waits = [wait for wait in self._waits if wait.round >= oldest]
+        self._waits = [
+            wait
+            for wait in self._waits
+            if wait.round >= oldest or not self._needed.keys().isdisjoint(wait.missing)
+        ]
         self._cancel_unwanted()
 
     def _cancel_unwanted(self) -> None:
@@ -144,41 +144,11 @@ class Attachments:
                 del self._coming[root]
                 self._transfers.cancel(root)
 
-    # The state
-
-    def behind(self, event: Behind) -> None:
-        """The state moves, or stands still for lack of something."""
-        if not event.lacking:
-            if self._stopped is not None and event.round > self._stopped.round:
-                self._stopped = None
-            return
-        if self._stopped is None or self._stopped.round != event.round:
-            self._stopped_ms = self._core.now
-        self._stopped = event
-        for one in event.lacking:
-            self._held.pop(one.root, None)  # we may have thought so; the disk knows better
-            self._needed[one.root] = event.round
-            self._fetch(one, event.round, ())
-
     def stands(self, round: int) -> None:
         """The state came to where `round` is open: it needs nothing older."""
         self._needed = {root: at for root, at in self._needed.items() if at >= round}
-        if self._stopped is not None and self._stopped.round < round:
-            self._stopped = None
         self._cancel_unwanted()
 
     def start_over(self) -> None:
         """The state is being rebuilt: it will say what it lacks."""
         self._needed.clear()
-        self._stopped = None
-
-    def tick(self) -> None:
-        event = self._stopped
-        if event is None:
-            return
-        if self.holds(event.lacking):
-            self._stopped = None
-            self._core.out.append(Proceed())
-        elif self._core.now >= self._moved_ms() + self._patience_ms:
-            self._stopped = None
-            self._lost(event)

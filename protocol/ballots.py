@@ -9,12 +9,12 @@ most members accepted it: one Paxos decree a round.
 from collections.abc import Callable, Set
 from typing import Final
 
-from protocol.attachments import Attachments
 from protocol.building import build_entry
 from protocol.codec import encode_entry
 from protocol.core import Core
 from protocol.entries import Admission, Departure, Entry
 from protocol.errors import RemoteError
+from protocol.holdings import Holdings
 from protocol.ids import Hash, Millis, PeerId
 from protocol.ledger import Write, round_key, seal_key
 from protocol.messages import Accepted, Closed, Commit, Prepare, Promise, Propose
@@ -32,12 +32,12 @@ class Ballots:
     def __init__(
         self,
         core: Core,
-        attachments: Attachments,
+        holdings: Holdings,
         adopt: Callable[[Entry], None],
         changes: Callable[[], tuple[tuple[Admission, ...], tuple[Departure, ...]]],
         fall_behind: Callable[[bytes], None],
     ) -> None:
-        self._core, self._attachments = core, attachments
+        self._core, self._holdings = core, holdings
         self._adopt, self._changes, self._fall_behind = adopt, changes, fall_behind
         self._round: OpenRound  # there once the first one began
         # Our own, by round and parent. A retreat may open a round again, and a second seal for it
@@ -177,26 +177,39 @@ class Ballots:
             self._adopt(entry)
             self.spread(Closed(entry), core.me, entry, lead.quiet)
             return
-        if not self._attachments.holds(entry.body.attachments):
-            # Somebody accepted it, and so has what it lists; we do not accept what we cannot merge.
-            self._want(entry, lambda: self._go_on_leading(lead, entry))
+        if self._holdings.holds(entry, len(core.head.roster)):
+            self._accept_own(lead, entry)
+            self._spread_in_round(Propose(lead.ballot, entry), lead.quiet)
+            self._count_accepts(lead)
             return
+        # We do not accept what we cannot merge. Who accepted it before has what it lists; but what
+        # it comes to in parts is added up only once it is proposed. Under this ballot nothing else
+        # ever will be: what is our own is sealed, and the ballot is taken, on the disk.
+        if core.rules.parts_max:
+            lead.entry = entry
+            self._save_vote()
+            self._spread_in_round(Propose(lead.ballot, entry), lead.quiet)
+        self._want(entry, lambda: self._go_on_leading(lead, entry))
+
+    def _accept_own(self, lead: Lead, entry: Entry) -> None:
+        round = self._round
         lead.entry = entry
         round.promised, round.accepted = lead.ballot, (lead.ballot, entry)
         self._save_vote()
-        lead.accepts.add(core.me)
-        self._spread_in_round(Propose(lead.ballot, entry), lead.quiet)
-        self._count_accepts(lead)
+        lead.accepts.add(self._core.me)
 
     def _want(self, entry: Entry, done: Callable[[], None]) -> None:
-        attached, members = entry.body.attachments, self._core.head.roster.members
-        holders = [members[line.seat] for line in entry.body.lines if line.attached is not None]
-        holders.append(members[entry.body.closer])
-        self._attachments.want(attached, entry.round, holders, done)
+        self._holdings.want(entry, self._core.head.roster.members, done)
 
     def _go_on_leading(self, lead: Lead, entry: Entry) -> None:
-        if self._round.lead is lead and lead.entry is None:
+        """All that our proposal lists is here."""
+        if self._round.lead is not lead or lead.ballot < self._round.promised:
+            return
+        if lead.entry is None:
             self._propose(lead, entry)
+        elif self._core.me not in lead.accepts:
+            self._accept_own(lead, entry)
+            self._count_accepts(lead)
 
     def on_accepted(self, sender: PeerId, message: Accepted) -> None:
         lead = self._round.lead

@@ -11,9 +11,10 @@ from typing import Final
 
 from protocol.attachments import Attachments
 from protocol.ballots import Ballots
-from protocol.codec import encode
+from protocol.codec import encode, encode_attachments
 from protocol.core import Core
 from protocol.entries import (
+    Attachment,
     Entry,
     Line,
     contribution_bytes,
@@ -29,6 +30,7 @@ from protocol.messages import (
     Sync,
 )
 from protocol.open_round import Held, OpenRound, Vote, silence_counts_ms, silent
+from protocol.parts import whole_of
 from protocol.rounds import (
     ARRIVALS_MAX,
     ARRIVALS_MIN,
@@ -37,6 +39,7 @@ from protocol.rounds import (
     decide,
     owner,
 )
+from protocol.scattering import Scattering
 from protocol.wire import scalar
 
 OUTBOX_ROUNDS: Final = 256
@@ -49,11 +52,12 @@ class Closing:
         self,
         core: Core,
         attachments: Attachments,
+        scattering: Scattering,
         ballots: Ballots,
         fall_behind: Callable[[bytes], None],
     ) -> None:
         self._core, self._attachments, self._ballots = core, attachments, ballots
-        self._fall_behind = fall_behind
+        self._scattering, self._fall_behind = scattering, fall_behind
         self._arrivals: deque[int] = deque(maxlen=ARRIVALS_MAX)
         self._took: deque[int] = deque(maxlen=ARRIVALS_MAX)
         self._early: dict[PeerId, Contribute] = {}  # for the round after the open one
@@ -66,6 +70,7 @@ class Closing:
         self._due_ms: int = core.now  # when, by the times that entries state, the round opened
         self._came_ms: int = core.now  # when we came to it
         self._silence_ms = 0  # before that
+        self._parts: tuple[Attachment, ...] = ()  # of our own contribution to the open round
         self._round = self._new_round()
         ballots.begin(self._round)
 
@@ -92,7 +97,13 @@ class Closing:
         self._due_ms = core.now - (late if late > granted else 0)
         return Millis(self._due_ms)
 
-    def restore(self, vote: Vote, mine: Contribute | None, took: tuple[int, ...]) -> None:
+    def restore(
+        self,
+        vote: Vote,
+        mine: Contribute | None,
+        parts: tuple[Attachment, ...],
+        took: tuple[int, ...],
+    ) -> None:
         """After a start: what we promised, sealed and contributed in the open round before the
         process ended; and how long the rounds before it took, or we would wait for the ceiling.
         """
@@ -100,7 +111,7 @@ class Closing:
         self._round = self._new_round()
         self._ballots.begin(self._round)
         self._ballots.restore(vote)
-        self._round.mine = mine
+        self._round.mine, self._parts = mine, parts
 
     def _remember(self, took: Iterable[int]) -> None:
         most = self._core.rules.window_ms + self._core.rules.deadline_ceiling_ms
@@ -117,6 +128,7 @@ class Closing:
             self._late = (before.mark.hash[:8], before.opened_ms, set(before.held))
             self._round = self._new_round()
             self._ballots.begin(self._round)
+        self._scattering.open(self._round.deadline_ms)
         early, self._early = self._early, {}
         if not core.is_member:
             return
@@ -161,6 +173,7 @@ class Closing:
         core, round = self._core, self._round
         if done.parent != core.head.hash or round.mine is not None or not core.is_member:
             if done.payload:
+                core.save(_parts_record(done))
                 core.out.append(GiveBack(done.round, done.payload, done.attached))
             return
         if not done.payload and self.stopping:
@@ -169,6 +182,7 @@ class Closing:
             core.judge.weigh_payload(done.payload, done.attached)
         except RemoteError as error:
             raise LocalError(f"our own work is not valid: {error}") from error
+        self._check_parts(done)
         if done.attached is not None:
             self._attachments.hold(done.attached.root, done.round)
         # A model that diverged says infinity; others could not even read that.
@@ -194,14 +208,24 @@ class Closing:
         )
         rounds, self._returned = self._returned[: self._carried], self._returned[self._carried :]
         old = [done.round - OUTBOX_ROUNDS] if done.round >= OUTBOX_ROUNDS else []
-        gone = [Write("outbox", round_key(earlier), None) for earlier in [*rounds, *old]]
-        core.save([*gone, Write("outbox", round_key(done.round), encode(round.mine))])
+        writes = [Write("outbox", round_key(earlier), None) for earlier in [*rounds, *old]]
+        writes.append(Write("outbox", round_key(done.round), encode(round.mine)))
+        self._parts = done.parts
+        core.save([*writes, *_parts_record(done)])
         self._contribute()
         self.advance()
+
+    def _check_parts(self, done: WorkDone) -> None:
+        rules, members = self._core.rules, len(self._core.head.roster)
+        count = rules.parts(members) if done.attached is not None else 0
+        if len(done.parts) != count or (count and whole_of(done.parts) != done.attached):
+            raise LocalError(f"our own work has {len(done.parts)} parts, not {count}")
 
     def _contribute(self) -> None:
         for collector in self._core.collectors():
             self._send_mine(collector)
+        if self._round.mine is not None and self._parts:
+            self._scattering.offer(self._round.mine, self._parts)
 
     def _send_mine(self, to: PeerId) -> None:
         round, core = self._round, self._core
@@ -255,9 +279,16 @@ class Closing:
             self._list(round, sender, held)
             return
         round.awaited.add(sender)
-        self._attachments.want(
-            (line.attached,), message.round, (sender,), lambda: self._list(round, sender, held)
-        )
+
+        def done() -> None:
+            self._list(round, sender, held)
+
+        deal = self._scattering.open_deal()
+        if deal is None:
+            self._attachments.want((line.attached,), message.round, (sender,), done)
+        else:
+            self._scattering.introduce(deal, sender, line.attached)
+            self._scattering.await_all(deal, sender, done)
 
     def _list(self, round: OpenRound, sender: PeerId, held: Held) -> None:
         """All of a contribution is here. In time or not, it took so long."""
@@ -319,6 +350,7 @@ class Closing:
         core, ranked = self._core, self._core.ranked()
         for ahead in range(self._core.rules.collectors):
             self._send_mine(owner(ranked, ballot + ahead))
+            self._scattering.tell(owner(ranked, ballot + ahead))
         if owner(ranked, ballot) == core.me:
             self._ballots.lead(ballot, f"the closer is silent; ballot {ballot}")
             return
@@ -334,6 +366,7 @@ class Closing:
             promise = self._ballots.promise(sender, message)
             if promise is not None:
                 self._send_mine(sender)
+                self._scattering.tell(sender)
                 core.send(sender, promise)
         elif self.last is not None and self.last.body.parent[:8] == message.tip:
             if core.may_answer(sender):
@@ -368,3 +401,10 @@ class Closing:
         self._due_ms = self._core.now  # nothing tells when the others opened theirs
         first = max(fork_round, old_round - OUTBOX_ROUNDS)
         self._returned += range(first, old_round + 1)
+
+
+def _parts_record(done: WorkDone) -> list[Write]:
+    """What its attachment is made of, for as long as it may be given back."""
+    if done.attached is None or not done.parts:
+        return []
+    return [Write("parts", done.attached.root, encode_attachments(done.parts))]

@@ -53,6 +53,9 @@ from protocol.messages import (
     MendRequest,
     Message,
     Nack,
+    Part,
+    PartRequest,
+    PartsHeld,
     Piece,
     PieceRefused,
     PieceRequest,
@@ -64,6 +67,8 @@ from protocol.messages import (
     Refused,
     Relay,
     Rumor,
+    Sum,
+    SumRequest,
     Sync,
     Unrelayed,
     View,
@@ -101,6 +106,9 @@ CHECKS_BYTES_MAX: Final = 3 << 20
 MENDED_MAX: Final = 8
 RELAYED_BYTES_MAX: Final = 256 << 10
 FILLER_BYTES_MAX: Final = 64 << 10
+PARTS_MAX: Final = 1_024
+PATH_MAX: Final = 10  # hashes, for so many parts
+SEATS_BYTES_MAX: Final = 8_192
 
 
 def unpack(raw: bytes) -> Any:  # noqa: ANN401 - whatever msgpack finds
@@ -153,6 +161,7 @@ _MENDED: Final[Field[tuple[int, bytes]]] = pair(_NUMBER, blob(1, CHUNK_BYTES))
 
 _WAY: Final = record(Way, text(256), optional(uint(U32)))
 _WHY: Final[Field[Why]] = converted(uint(255), Why, int)
+_PART: Final = uint(PARTS_MAX - 1)
 _FILLER: Final[Field[bytes]] = blob(0, FILLER_BYTES_MAX)
 
 # The table of kinds. A number, once given, keeps its meaning for as long as VERSION stays.
@@ -212,6 +221,11 @@ _KINDS: Final[dict[int, tuple[type, Field[Any]]]] = {
     37: (DialledBack, record(DialledBack, _SEQUENCE, many(_WAY, 8))),
     38: (Echo, record(Echo, _SEQUENCE, uint(FILLER_BYTES_MAX), _FILLER)),
     39: (Echoed, record(Echoed, _SEQUENCE, uint(U64), _FILLER)),
+    40: (Part, record(Part, ROUND, _TIP, PEER, _PART, ATTACHMENT, many(HASH, PATH_MAX))),
+    41: (PartsHeld, record(PartsHeld, ROUND, _TIP, _PART, blob(1, SEATS_BYTES_MAX))),
+    42: (PartRequest, record(PartRequest, ROUND, _TIP, _PART)),
+    43: (SumRequest, record(SumRequest, HASH, many(_PART, PARTS_MAX))),
+    44: (Sum, record(Sum, HASH, _PART, ATTACHMENT)),
 }
 _NUMBERS: Final = {cls: number for number, (cls, _) in _KINDS.items()}
 
@@ -262,3 +276,11 @@ def encode_card_list(cards: tuple[Any, ...]) -> bytes:
 
 def decode_card_list(raw: bytes) -> tuple[Any, ...]:
     return many(CARD, 65_536).read(unpack(raw))
+
+
+def encode_attachments(attached: tuple[Any, ...]) -> bytes:
+    return bytes(msgpack.packb(many(ATTACHMENT, PARTS_MAX).write(attached)))
+
+
+def decode_attachments(raw: bytes) -> tuple[Any, ...]:
+    return many(ATTACHMENT, PARTS_MAX).read(unpack(raw))

@@ -14,8 +14,10 @@ from protocol.messages import (
     Level,
     Locator,
     Message,
+    Sum,
     Way,
 )
+from protocol.parts import SumName
 from protocol.snapshots import SnapshotAt
 
 # Events
@@ -53,6 +55,7 @@ class WorkDone:
     heldout: float | None
     snapshot: Hash | None = None  # root of the snapshot whose turn it is, if it is ready
     attached: Attachment | None = None  # on disk already
+    parts: tuple[Attachment, ...] = ()  # that it is made of, where parts are summed
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,9 @@ class Behind:
     target: int
     ms_per_round: float | None  # measured lately; None: not yet
     snapshots: tuple[SnapshotAt, ...]  # that the chain names and that are ahead, best first
-    lacking: tuple[Attachment, ...] = ()  # of the next entry: not on disk, answer with `Proceed`
+    # Of the next entry: not on disk, answer with `Proceed`.
+    lacking: tuple[Attachment, ...] = ()
+    lacking_sums: tuple[SumName, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,21 @@ class BlobKept:
 
     root: Hash
     is_here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """For `AddUp`: the sum, on disk; None when a part is not there any more."""
+
+    name: SumName
+    sum: Attachment | None
+
+
+@dataclass(frozen=True, slots=True)
+class SumRefused:
+    """A sum that was fetched is none."""
+
+    name: SumName
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +172,8 @@ Event = (
     | Behind
     | BlobOpened
     | BlobKept
+    | Summed
+    | SumRefused
     | ChecksTaken
     | Patched
     | Ask
@@ -253,6 +275,14 @@ class OfferBlob:
 
 
 @dataclass(frozen=True, slots=True)
+class OfferSum:
+    """Send `message`, if its blob is still on the disk."""
+
+    to: PeerId
+    message: Sum
+
+
+@dataclass(frozen=True, slots=True)
 class ServePieces:
     """Send each as a `Piece`, or `PieceRefused`, within this machine's caps."""
 
@@ -296,6 +326,17 @@ class KeepBlob:
 
     root: Hash
     round: int
+
+
+@dataclass(frozen=True, slots=True)
+class AddUp:
+    """Sum one part over an entry's lines, put that on disk, answer with `Summed`."""
+
+    name: SumName
+    entry: Entry
+    seats: tuple[PeerId, ...]
+    parts: tuple[Attachment, ...]  # of those lines that attach something, all on disk
+    is_first: bool  # before all other members it is ours to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,10 +451,12 @@ Effect = (
     | GiveBack
     | ServeEntries
     | OfferBlob
+    | OfferSum
     | ServePieces
     | OpenBlob
     | StorePiece
     | KeepBlob
+    | AddUp
     | Proceed
     | DropBlob
     | Hold

@@ -290,6 +290,55 @@ class PieceRefused:
     wait_ms: int
 
 
+# Sums
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of what `author` attaches to its contribution to this round, for whoever sums it."""
+
+    round: int
+    tip: bytes
+    author: PeerId
+    number: int
+    part: Attachment
+    path: tuple[Hash, ...]  # beside its way up to the attachment's root
+
+
+@dataclass(frozen=True, slots=True)
+class PartsHeld:
+    """Whose parts of this number I have on disk."""
+
+    round: int
+    tip: bytes
+    number: int
+    seats: bytes  # a map, as of chunks
+
+
+@dataclass(frozen=True, slots=True)
+class PartRequest:
+    """I sum this part of the round, and lack yours."""
+
+    round: int
+    tip: bytes
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class SumRequest:
+    """Tell me the sums of these parts over an entry, once you have them."""
+
+    entry: Hash
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    entry: Hash
+    number: int
+    sum: Attachment
+
+
 # Repairs
 
 
@@ -421,4 +470,9 @@ Message = (
     | DialledBack
     | Echo
     | Echoed
+    | Part
+    | PartsHeld
+    | PartRequest
+    | SumRequest
+    | Sum
 )

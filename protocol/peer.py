@@ -19,7 +19,7 @@ from protocol.checkups import Checkups
 from protocol.closing import Closing
 from protocol.core import Core
 from protocol.dice import Dice
-from protocol.entries import Card, Entry
+from protocol.entries import Attachment, Card, Entry
 from protocol.errors import LocalError, RemoteError
 from protocol.events import (
     Applied,
@@ -43,9 +43,13 @@ from protocol.events import (
     Started,
     StopAsked,
     StopWork,
+    Summed,
+    SumRefused,
     Tick,
     WorkDone,
 )
+from protocol.gathering import Gathering
+from protocol.holdings import Holdings
 from protocol.identity import Keys
 from protocol.ids import Hash, Millis, PeerId, RunId
 from protocol.ledger import Judge, Ledger, Mark, Step
@@ -74,6 +78,9 @@ from protocol.messages import (
     MendRequest,
     Message,
     Nack,
+    Part,
+    PartRequest,
+    PartsHeld,
     Piece,
     PieceRefused,
     PieceRequest,
@@ -84,20 +91,25 @@ from protocol.messages import (
     Propose,
     Refused,
     Relay,
+    Sum,
+    SumRequest,
     Sync,
     Unrelayed,
     View,
     Welcome,
 )
 from protocol.open_round import Vote
+from protocol.parts import SumName
 from protocol.recovery import Recovery
 from protocol.relaying import RelayCounts, Relaying, RelayLimits
 from protocol.retreat import Retreat
 from protocol.rules import Rules
+from protocol.scattering import Scattering
 from protocol.transfers import Transfers
 
 STOP_MS_MAX: Final = 3_000
 _READY_ROUNDS: Final = 2
+_AHEAD_ROUNDS: Final = 4  # what the newest entries need is fetched before the state comes to them
 _STORY_LENGTH: Final = 64
 # In one view; a card has some 150 bytes, and views are compared every few seconds (P8).
 _VIEW_CARDS: Final = 64
@@ -113,8 +125,10 @@ class Saved:
     last: Entry | None = None  # the newest entry of the chain
     vote: Vote | None = None  # for the open round
     mine: Contribute | None = None  # our contribution to the open round, sent or about to be
+    parts: tuple[Attachment, ...] = ()  # that it attaches
     returned: tuple[GiveBack, ...] = ()  # our own work that no entry on the chain lists
     attachments: tuple[Hash, ...] = ()  # on disk
+    sums: tuple[tuple[SumName, Attachment], ...] = ()  # on disk
     seals: tuple[Entry, ...] = ()  # our own, of the last rounds
     took: tuple[int, ...] = ()  # ms, by the newest entries, oldest first
 
@@ -147,20 +161,27 @@ class Peer:
         self._checkups = Checkups(self._core)
         self._relaying = Relaying(self._core, relay_limits or RelayLimits())
         self._transfers = Transfers(self._core)
-        self._attachments = Attachments(self._core, self._transfers, self._lost)
-        self._retreat = Retreat(self._core, self._attachments)
+        self._attachments = Attachments(self._core, self._transfers)
+        self._scattering = Scattering(self._core, self._attachments)
+        self._gathering = Gathering(self._core, self._attachments, self._scattering)
+        self._holdings = Holdings(
+            self._core, self._attachments, self._scattering, self._gathering, self._lost
+        )
+        self._retreat = Retreat(self._core, self._holdings)
         self._catchup = CatchUp(self._core, self._advance, self._retreat.reconsider)
         self._recovery = Recovery(self._core, self._transfers, lambda: self._catchup.busy)
         self._mending = Mending(self._core)
         self._admissions = Admissions(self._core, self._catchup, self._is_ready)
         self._ballots = Ballots(
             self._core,
-            self._attachments,
+            self._holdings,
             self._adopt,
             self._admissions.changes,
             self._catchup.ask,
         )
-        self._closing = Closing(self._core, self._attachments, self._ballots, self._catchup.ask)
+        self._closing = Closing(
+            self._core, self._attachments, self._scattering, self._ballots, self._catchup.ask
+        )
         self._closing.last = saved.last
         self._next_sync_ms = now + dice.below(rules.sync_interval_ms)
         self._applied_round: int | None = None  # where the replicated state stood last
@@ -222,7 +243,9 @@ class Peer:
             self._catchup.wake_ms,
             self._admissions.wake_ms,
             self._transfers.wake_ms,
-            self._attachments.wake_ms,
+            self._holdings.wake_ms,
+            self._scattering.wake_ms if self._core.is_member else None,
+            self._gathering.wake_ms,
             self._recovery.wake_ms,
             self._relaying.wake_ms,
             self._stop_at_ms,
@@ -279,12 +302,16 @@ class Peer:
             case MoveAsked():
                 self._move(event)
             case Behind():
-                self._attachments.behind(event)
+                self._holdings.behind(event)
                 self._recovery.behind(event)
             case BlobOpened():
                 self._transfers.opened(event)
             case BlobKept():
                 self._attachments.kept(event)
+            case Summed():
+                self._gathering.summed(event)
+            case SumRefused():
+                self._gathering.refused(event.name)
             case ChecksTaken():
                 self._mending.taken(event)
             case Patched():
@@ -317,11 +344,14 @@ class Peer:
             self._closing.returned(work.round)
         for root in self._saved.attachments:
             self._attachments.hold(root)
+        for name, sum in self._saved.sums:
+            self._gathering.hold(name, sum)
         for entry in self._saved.seals:
             self._ballots.sealed_before(entry)
         if self._saved.last is not None:
             self._retreat.joined(self._saved.last)
-        self._closing.restore(self._saved.vote or Vote(), self._saved.mine, self._saved.took)
+        saved = self._saved
+        self._closing.restore(saved.vote or Vote(), saved.mine, saved.parts, saved.took)
         self._saved = Saved()
         self._admissions.start(event.token, event.sponsor)
         if core.is_member:
@@ -373,7 +403,10 @@ class Peer:
             self._compare_views()
         self._catchup.tick()
         self._transfers.tick()
-        self._attachments.tick()
+        if core.is_member:
+            self._scattering.tick()
+        self._gathering.tick()
+        self._holdings.tick()
         self._recovery.tick()
         self._admissions.tick()
         self._relaying.tick()
@@ -476,11 +509,22 @@ class Peer:
             case BlobOffer():
                 self._transfers.on_offer(sender, message)
             case PieceRequest():
+                self._scattering.asked_for(message.root)
                 self._transfers.on_piece_request(sender, message)
             case Piece():
                 self._transfers.on_piece(sender, message)
             case PieceRefused():
                 self._transfers.on_refused(sender, message)
+            case Part():
+                self._scattering.on_part(sender, message)
+            case PartsHeld():
+                self._scattering.on_parts_held(sender, message)
+            case PartRequest():
+                self._scattering.on_part_request(sender, message)
+            case SumRequest():
+                self._gathering.on_sum_request(sender, message)
+            case Sum():
+                self._gathering.on_sum(sender, message)
             case MendRequest():
                 self._mending.on_request(sender, message)
             case Mend():
@@ -553,9 +597,7 @@ class Peer:
 
     def _adopt(self, entry: Entry) -> None:
         """An entry that counts follows our head."""
-        seats = self._core.head.roster.members
         writes = self._core.ledger.extend(entry)
-        self._attachments.need(entry, seats)
         self._catchup.watch(entry)
         self._advance(Step(writes, [entry], last=entry))
 
@@ -586,7 +628,7 @@ class Peer:
         """The head is another."""
         core = self._core
         core.membership.set_roster(core.head.roster)
-        self._attachments.moved()
+        self._holdings.moved()
         self._catchup.moved()
         self._admissions.opened()
         self._closing.open()
@@ -598,6 +640,8 @@ class Peer:
         for entry, (_, missed) in zip(step.appended, settled, strict=True):
             before = core.ledger.mark_at(entry.round)
             assert before is not None, "marks are thinned out only behind the recent ones"
+            if entry.round + _AHEAD_ROUNDS >= core.head.round:
+                self._holdings.need(entry, before.roster.members)
             core.out.append(Apply(entry, before.roster.members))
             if missed is not None:
                 core.out.append(missed)
@@ -610,7 +654,7 @@ class Peer:
         where any seal counts, we go on from before it, with whoever lacks it too (P4).
         """
         core = self._core
-        self._attachments.behind(event)
+        self._holdings.behind(event)
         if self._recovery.instead(event):
             return
         left = self._retreat.from_round(event.round)
@@ -636,7 +680,7 @@ class Peer:
             weight=core.head.weight,
         )
         self._closing.abandon(fork_round, before.round)
-        self._attachments.start_over()
+        self._holdings.start_over()
         self._recovery.moved()
         core.out.append(
             Rebuild(
@@ -676,7 +720,7 @@ class Peer:
     def _applied(self, event: Applied) -> None:
         place = event.round, event.parent
         self._applied_round = event.round
-        self._attachments.stands(event.round)
+        self._holdings.stands(event.round)
         if event.round + _READY_ROUNDS >= self._core.head.round:
             self._recovery.caught_up()
         self._mending.stands(place, event.state)

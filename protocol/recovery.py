@@ -138,8 +138,8 @@ class Recovery:
 
     def behind(self, event: Behind) -> None:
         trial = self._trial
-        if self._since_ms is None:
-            self._since_ms = self._core.now
+        if self._since_ms is None and event.target > event.round + 1:
+            self._since_ms = self._core.now  # what the newest entry attaches takes its time, always
         if trial is not None and trial.is_held:
             return
         self._pace.heard(event)

@@ -5,9 +5,10 @@ start.
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-from protocol.codec import decode, decode_card_list, decode_entry
-from protocol.entries import Card, Entry
+from protocol.codec import decode, decode_attachments, decode_card_list, decode_entry
+from protocol.entries import Attachment, Card, Entry
 from protocol.events import GiveBack
+from protocol.gathering import read_sum
 from protocol.ids import Hash
 from protocol.ledger import Mark, decode_mark, round_key
 from protocol.messages import Contribute, Locator
@@ -29,6 +30,8 @@ TABLES: Final = (
     "meta",
     "snapshots",
     "attachments",
+    "parts",
+    "sums",
 )
 _ROSTER_IN_MARK: Final = slice(40, 72)
 _REPLY_BYTES: Final = 1 << 20
@@ -112,11 +115,19 @@ def restore(disk: Reader, genesis: Mark) -> Saved:
         entry_at(disk, head.round - 1) if head.round else None,
         _vote(disk, head),
         mine,
+        () if mine is None else parts_of(disk, mine.attached),
         tuple(work for work in unlisted(disk) if mine is None or work.round != head.round),
         tuple(Hash(root) for root, _ in disk.scan("attachments")),
+        tuple(read_sum(key, raw) for key, raw in disk.scan("sums")),
         tuple(decode_entry(raw) for key, raw in disk.scan("votes") if key[8:9] == b"s"),
         tuple(_took(disk, head)),
     )
+
+
+def parts_of(disk: Reader, whole: Attachment | None) -> tuple[Attachment, ...]:
+    """Of our own attachment; none if it was made in one piece."""
+    raw = None if whole is None else disk.get("parts", whole.root)
+    return () if raw is None else decode_attachments(raw)
 
 
 def _took(disk: Reader, head: Mark) -> Iterator[int]:
@@ -163,13 +174,16 @@ def unlisted(disk: Reader) -> Iterator[GiveBack]:
 
 
 def offered(disk: Reader) -> set[Hash]:
-    """Attachments of our own that may have to be given back, should the chain switch."""
+    """Attachments of our own that may have to be given back, should the chain switch; and what
+    they are made of.
+    """
     found: set[Hash] = set()
     for _, raw in disk.scan("outbox"):
         message = decode(raw)
         assert isinstance(message, Contribute), "the outbox holds contributions"
         if message.attached is not None:
             found.add(message.attached.root)
+            found.update(part.root for part in parts_of(disk, message.attached))
     return found
 
 

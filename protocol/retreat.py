@@ -8,9 +8,9 @@ that chain is one among two (P5), followed again as soon as it can be.
 from collections.abc import Iterable, Sequence, Set
 from typing import Final
 
-from protocol.attachments import Attachments
 from protocol.core import Core
 from protocol.entries import Entry
+from protocol.holdings import Holdings
 from protocol.ids import Hash
 from protocol.ledger import Mark
 from protocol.roster import Roster
@@ -20,8 +20,8 @@ RETREAT_ROUNDS_MAX: Final = 64
 
 
 class Retreat:
-    def __init__(self, core: Core, attachments: Attachments) -> None:
-        self._core, self._attachments = core, attachments
+    def __init__(self, core: Core, holdings: Holdings) -> None:
+        self._core, self._holdings = core, holdings
         self._entries: dict[tuple[int, Hash], Entry] = {}  # of our chain, lately, by their place
 
     def joined(self, entry: Entry) -> None:
@@ -63,7 +63,7 @@ class Retreat:
         if _contributes({source}, before.roster.after(entry.body), following):
             allow()
             return True
-        self._attachments.want(entry.body.attachments, core.head.round, (), allow)
+        self._holdings.want_left(entry, before.roster.members, allow)
         return False
 
 

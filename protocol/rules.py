@@ -79,6 +79,10 @@ class Rules:
     """What a contribution may bring beside its payload, as a blob that peers fetch from each
     other; 0: nothing.
     """
+    parts_max: int = 0
+    """Into how many parts an attachment is cut, at most, each of which one member sums for all; 0:
+    everybody fetches every attachment.
+    """
     joins_per_entry_max: int = 256
     locators_max: int = 64
 
@@ -95,9 +99,13 @@ class Rules:
         if self.deadline_floor_ms > self.deadline_ceiling_ms:
             raise LocalError("rules.deadline_floor_ms is above rules.deadline_ceiling_ms")
 
+    def parts(self, members: int) -> int:
+        """Of each attachment, in a round of so many members."""
+        return min(self.parts_max, members)
+
 
 _DAY_MS: Final = 86_400_000
-_LEAST: Final = {"attachment_bytes_max": 0}  # of all others: 1
+_LEAST: Final = {"attachment_bytes_max": 0, "parts_max": 0}  # of all others: 1
 _MOST: Final = {
     "window_ms": _DAY_MS,
     "deadline_floor_ms": _DAY_MS,
@@ -116,6 +124,7 @@ _MOST: Final = {
     "members_max": 65_536,
     "payload_bytes_max": 1 << 20,
     "attachment_bytes_max": 64 << 30,
+    "parts_max": 1_024,
     "joins_per_entry_max": 4_096,
     "locators_max": 256,
 }

@@ -25,7 +25,7 @@ class Mutation:
 
 def mutations() -> tuple[Mutation, ...]:
     """The table, from the parts of it below."""
-    parts = (_P1, _P2, _P3, _P4, _P5, _P6, _P7, _P8)
+    parts = (_P1, _P2, (*_P3, *_P3_SUMS), _P4, _P5, _P6, _P7, _P8)
     return tuple(
         Mutation(promise, *fields)
         for promise, part in zip(PROMISES, parts, strict=True)
@@ -85,6 +85,20 @@ _P1: Final[_Rows] = (
         "self._exponent, self._queue = int(exponent), queue",
         "self._queue = queue",
         "tests/methods/test_spsa.py::test_a_peer_that_replays_the_ledger_has_the_same_bits",
+    ),
+    (
+        "The outer step on CPUs keeps products that some devices flush to 0.",
+        "node/kernels/dense.py",
+        "return _ZERO if abs(product) < tiny else product",
+        "return product",
+        "tests/methods/test_outer_step.py::test_both_ways_give_the_same_bits",
+    ),
+    (
+        "The outer step on CPUs adds what peers sent from the last one to the first.",
+        "node/kernels/dense.py",
+        "for r in range(senders.size):",
+        "for r in range(senders.size - 1, -1, -1):",
+        "tests/methods/test_outer_step.py::test_both_ways_give_the_same_bits",
     ),
 )
 
@@ -172,8 +186,8 @@ _P3: Final[_Rows] = (
     (
         "A contribution is sent and not written down.",
         "protocol/closing.py",
-        'core.save([*gone, Write("outbox", round_key(done.round), encode(round.mine))])',
-        "core.save(gone)",
+        'writes.append(Write("outbox", round_key(done.round), encode(round.mine)))',
+        "pass",
         _MACHINE + "test_closing.py::test_work_goes_to_the_closer_and_its_deputies",
     ),
     (
@@ -220,7 +234,45 @@ _P3: Final[_Rows] = (
     ),
 )
 
+_P3_SUMS: Final[_Rows] = (
+    (
+        "An author's own word for its parts is enough to list it.",
+        "protocol/deal.py",
+        "            if members[seat] != holder:\n",
+        "            if members[seat]:\n",
+        _MACHINE + "test_scattering.py::test_a_contribution_counts_once_others_hold_all_of_it",
+    ),
+    (
+        "What a sum rounds away is gone.",
+        "node/methods/diloco.py",
+        "            self._feedback.values[due][run.elements] += rounded",
+        "            pass",
+        "tests/methods/test_dense_parts.py::test_nothing_is_lost_in_sums",
+    ),
+    (
+        "A member accepts a proposal before it has its sums.",
+        "protocol/gathering.py",
+        "        self._waits.append(_Wait(entry.round, set(missing), done))",
+        "        done()",
+        _MACHINE + "test_scattering.py::test_most_accept_only_what_they_could_merge",
+    ),
+)
+
 _P4: Final[_Rows] = (
+    (
+        "A part whose first adder is silent is offered to nobody else.",
+        "protocol/scattering.py",
+        "            if is_stuck or is_gone or not offered:",
+        "            if not offered:",
+        _MACHINE + "test_scattering.py::test_what_nobody_takes_is_offered_to_the_next",
+    ),
+    (
+        "Who is asked in place of a silent adder has no parts, and calls for none.",
+        "protocol/gathering.py",
+        "        elif lacking and (is_asked or self._is_first(wanted)):",
+        "        elif lacking and self._is_first(wanted):",
+        _MACHINE + "test_scattering.py::test_the_next_calls_for_parts_and_adds_up_when_asked",
+    ),
     (
         "Deputies never take over from a silent closer.",
         "protocol/closing.py",
@@ -258,7 +310,7 @@ _P4: Final[_Rows] = (
     ),
     (
         "An attachment that is lost holds everybody up for ever.",
-        "protocol/attachments.py",
+        "protocol/holdings.py",
         "            self._lost(event)",
         "            pass",
         _MACHINE + "test_attachments.py::test_what_nobody_sends_is_left_behind_with_its_entry",
@@ -325,6 +377,27 @@ _P5: Final[_Rows] = (
 )
 
 _P6: Final[_Rows] = (
+    (
+        "Any blob passes for a part of a contribution.",
+        "protocol/parts.py",
+        "    if rest or name != whole.root:",
+        "    if rest:",
+        _MACHINE + "test_scattering.py::test_what_does_not_fit_is_counted_against_its_sender",
+    ),
+    (
+        "A sum of any size is fetched.",
+        "protocol/gathering.py",
+        "        if not 1 <= size <= core.rules.attachment_bytes_max:",
+        "        if not size:",
+        _MACHINE + "test_scattering.py::test_a_sum_of_an_impossible_size_is_not_fetched",
+    ),
+    (
+        "What was no sum is taken for one again.",
+        "protocol/gathering.py",
+        "            wanted.barred.add(known.root)",
+        "            pass",
+        _MACHINE + "test_scattering.py::test_a_sum_that_was_refused_is_fetched_of_another",
+    ),
     (
         "Lists on the wire may be as long as they like.",
         "protocol/wire.py",

@@ -4,23 +4,22 @@ Peers that gossip are in `gossip.py`.
 """
 
 import copy
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
 
-import torch
 from blake3 import blake3
 from torch import nn
 
 from node.build import Workshop
+from node.compare.exchange import Seat, by_parts, whole
 from node.compare.records import Task
 from node.compare.supply import Supply
+from node.compare.timing import Clock
 from node.errors import ConfigError, DivergedError
 from node.kernels import kernels_for
-from node.methods.base import Contribution, Method, RoundContext
+from node.methods.base import Method, RoundContext
 from node.methods.parts.setup import Setup
 from node.methods.registry import MethodConfig, build_method
 from node.training.inner import SKIPS_MAX, InnerTrainer, trained_parameters
@@ -85,6 +84,8 @@ class Swarm(Shared):
         """Raises ConfigError when the model cannot be trained so."""
         self._members = tuple(number.to_bytes(32, "big") for number in range(task.peers))
         self._device = workshop.device
+        shapes = [parameter.shape for _, parameter in trained_parameters(module)]
+        self._parts = min(config.parts_max(shapes), task.peers)
         kernels = kernels_for(workshop.device, workshop.node.kernels)
         modules = [module, *(copy.deepcopy(module) for _ in self._members[1:])]
         self.methods: list[Method] = [
@@ -95,23 +96,17 @@ class Swarm(Shared):
         ]
 
     def close(self, round: int) -> Round:
-        contexts = [RoundContext(RUN, round, one, self._members, never) for one in self._members]
-        pairs = list(zip(self.methods, contexts, strict=True))
-        work_s: list[float] = []
-        merge_s: list[float] = []
-        entry: list[Contribution] = []
-        for method, context in pairs:
-            with timed(work_s, self._device):
+        work, merge = Clock(self._device), Clock(self._device)
+        seats: list[Seat] = []
+        for method, member in zip(self.methods, self._members, strict=True):
+            context = RoundContext(RUN, round, member, self._members, never, self._parts)
+            with work.timed():
                 done = method.work(context)
-            entry.append(Contribution(context.peer, done.payload, done.attachment))
-        for method, context in pairs:
-            with timed(merge_s, self._device):
-                for one in entry:
-                    method.weigh(one.payload)
-                    method.check(context.round, one.payload, one.attachment)
-                method.merge(context, entry)
-        sent = sum(len(one.payload) + len(one.attachment) for one in entry) / len(entry)
-        return Round(sent, sent * (len(entry) - 1), work_s, merge_s)
+            seats.append(Seat(method, context, done))
+        traffic = (by_parts if self._parts else whole)(seats, merge)
+        # Who adds up does so for all: each peer's share of that is part of its merge.
+        each = [sum(merge.seconds) / len(seats)] if self._parts else merge.seconds
+        return Round(traffic.sent, traffic.received, work.seconds, each)
 
     def digests(self) -> tuple[str, ...]:
         return tuple(f"{method.state_digest(0):016x}" for method in self.methods)
@@ -141,13 +136,13 @@ class Synchronous(Shared):
 
     def close(self, round: int) -> Round:
         """One step."""
-        seconds: list[float] = []
-        with timed(seconds, self._device):
+        clock = Clock(self._device)
+        with clock.timed():
             report = self._trainer.work(round, self._slots, never)
         self._skipped = self._skipped + 1 if report.skipped else 0
         if self._skipped == SKIPS_MAX:
             raise DivergedError("the gradient")
-        return Round(self._bytes, self._bytes, [seconds[0] / self._peers], [0.0])
+        return Round(self._bytes, self._bytes, [clock.seconds[0] / self._peers], [0.0])
 
     def digests(self) -> tuple[str, ...]:
         return ()
@@ -162,20 +157,6 @@ def _settings(task: Task, steps: int) -> InnerConfig:
             "compare fewer --peers, or lower `accumulation`",
         )
     return inner.model_copy(update={"steps": 1, "accumulation": batches})
-
-
-@contextmanager
-def timed(into: list[float], device: torch.device) -> Iterator[None]:
-    """Seconds, the device's work included. One thread on a CPU is timed by the core that it keeps
-    busy: the clock on the wall would count what else this machine does.
-    """
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    now = time.process_time if alone else time.perf_counter
-    started = now()
-    yield
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    into.append(now() - started)
 
 
 def never() -> bool:

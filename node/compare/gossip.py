@@ -13,9 +13,10 @@ from itertools import count
 from torch import nn
 
 from node.build import Workshop
-from node.compare.contenders import RUN, Round, never, timed
+from node.compare.contenders import RUN, Round, never
 from node.compare.records import Task
 from node.compare.supply import Supply
+from node.compare.timing import Clock
 from node.gossip.merge import merged, work_weights
 from node.gossip.pairings import View
 from node.gossip.party import Party, flatten
@@ -56,16 +57,15 @@ class Gossip:
 
     def close(self, round: int) -> Round:
         config, view = self._config, self._view
-        work_s: list[float] = []
-        merge_s: list[float] = []
+        work, merge = Clock(self._device), Clock(self._device)
         early = Gathering(self.parties, meetings_of(config, view, round))
         if config.kind is None:
-            with timed(merge_s, self._device):
+            with merge.timed():
                 early.open()
-        batches = [self._work(round, seat, work_s) for seat in range(len(view.members))]
+        batches = [self._work(round, seat, work) for seat in range(len(view.members))]
         self._used += max(batches)
         sent = 0
-        with timed(merge_s, self._device):
+        with merge.timed():
             if config.kind is None:
                 early.finish()
                 sent = early.sent_bytes
@@ -73,12 +73,12 @@ class Gossip:
                 for step in range(config.exchanges_a_round):
                     sent += hold(self.parties, meetings_of(config, view, round, step))
         peers = len(self.parties)
-        return Round(sent / peers, sent / peers, work_s, [sum(merge_s) / peers])
+        return Round(sent / peers, sent / peers, work.seconds, [sum(merge.seconds) / peers])
 
-    def _work(self, round: int, seat: int, work_s: list[float]) -> int:
+    def _work(self, round: int, seat: int, clock: Clock) -> int:
         seats = len(self._view.members)
         mine = (self._used, 1) if self._is_split else (self._used * seats + seat, seats)
-        with timed(work_s, self._device):
+        with clock.timed():
             report = self.parties[self._view.members[seat]].work(round, count(*mine), never)
         return report.batches
 

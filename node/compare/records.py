@@ -78,9 +78,11 @@ class Outcome(Record):
     parameters: int
     """Trained ones."""
     sent_bytes: float
-    """Payload and attachment, once, on average over rounds and peers."""
+    """Payload and attachment, once, on average over rounds and peers. Where parts are summed: all
+    that leaves a peer.
+    """
     received_bytes: float
-    """Payloads and attachments of all others."""
+    """Payloads and attachments of all others; or payloads, parts that it sums, and sums."""
     work_s: float
     """Inner steps and what makes a payload of them: the median over rounds and peers."""
     merge_s: float

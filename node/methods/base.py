@@ -8,7 +8,7 @@ on every peer.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,8 @@ class RoundContext:
     expired: Callable[
         [], bool
     ]  # true once work must end: the window is over, or the round closed without us
+    parts: int = 0  # in which attachments go on their way, to be summed; 0: whole
+    answers_for: int | None = None  # the part whose sum is this peer's before all others'
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,18 @@ class WorkResult:
     payload: bytes
     loss: float | None  # mean training loss seen while working; None when it was not measured
     attachment: bytes = b""
+    parts: tuple[bytes, ...] = ()  # instead, as many as the round wants; at least a byte each
+
+
+@dataclass(frozen=True, slots=True)
+class Attaches:
+    """What contributions to a run bring beside their payload."""
+
+    bytes_max: int = 0
+    parts_max: int = 0  # see `MethodTable.parts_max`
+
+
+NOTHING_ATTACHED: Final = Attaches()
 
 
 class MethodTable(Protocol):
@@ -54,6 +68,7 @@ class MethodTable(Protocol):
 
     unit_of_work: ClassVar[str]  # what payloads are weighed in, in the plural
     gossips: ClassVar[bool]  # its peers have no rounds and no state in common
+    sums: ClassVar[bool]  # the method is `Summing`: what is attached may be summed part by part
 
     def weigh(self, payload: bytes) -> int:
         """Units of work in a payload (at least 1). Raises ValueError for bytes that the method
@@ -64,6 +79,12 @@ class MethodTable(Protocol):
     def attachment_bytes_max(self, shapes: Sequence[Sequence[int]]) -> int:
         """What a contribution brings beside its payload, at most; 0: nothing. `shapes`: of each
         trainable parameter.
+        """
+        ...
+
+    def parts_max(self, shapes: Sequence[Sequence[int]]) -> int:
+        """Into how many parts that is cut at most, each summed by one peer for all; 0: everybody
+        gets everybody's.
         """
         ...
 
@@ -135,6 +156,31 @@ class Overtime(Protocol):
         """The round's work was handed in, and the state has not moved since: go on until
         `round.expired()`. What comes of it is offered with the next round's. May be called several
         times for one round.
+        """
+        ...
+
+
+@runtime_checkable
+class Summing(Protocol):
+    """Of a method that merges sums of what is attached, so that no peer needs all of anyone's."""
+
+    def add_up(
+        self, round: RoundContext, number: int, contributions: Sequence[Contribution]
+    ) -> bytes:
+        """What the parts of this number come to, the same bytes on every peer; each contribution
+        has that part as its attachment. One that cannot be read counts for nothing.
+        """
+        ...
+
+    def check_sum(self, round: RoundContext, number: int, data: bytes) -> None:
+        """Raises ValueError for what `add_up` would not have written."""
+        ...
+
+    def merge_sums(
+        self, round: RoundContext, contributions: Sequence[Contribution], sums: Sequence[bytes]
+    ) -> None:
+        """As `merge`, of all sums, checked. Only our own contribution has its attachment, if it is
+        still here, all of it.
         """
         ...
 

@@ -7,10 +7,11 @@ from typing import ClassVar, Final, Literal, Self
 
 from pydantic import model_validator
 
-from node.methods.parts.dense_layout import Bits, DenseLayout
+from node.methods.parts.dense_layout import CUT_BYTES, Bits, DenseLayout
 from node.methods.parts.fragments import cut
 from node.methods.parts.inner_outer_config import InnerOuterConfig
 from node.methods.parts.schedule import Decimal, Schedule
+from protocol.codec import CHUNK_BYTES, PARTS_MAX
 
 _MOMENTUM_MIN = Fraction(1, 1000)  # smaller ones do nothing that could be seen
 _LIMIT_MIN = Fraction(1, 10**9)  # far above what `outer_step` takes for nothing
@@ -37,8 +38,15 @@ class DilocoConfig(InnerOuterConfig):
     with a scale for each 4096 of them.
     """
 
+    reduce_scatter: bool = True
+    """Each part of what is sent is summed by one peer for all, so that a peer's traffic is about
+    twice its own contribution, whatever the number of peers. Sums are coded as contributions are.
+    Contributions so small that they are one chunk go to everybody all the same.
+    """
+
     rates: ClassVar[tuple[str, ...]] = ("0.1", "0.3", "0.7")
     """With so much momentum short rounds want less than the paper's 0.7."""
+    sums: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _momentum_is_one(self) -> Self:
@@ -89,5 +97,12 @@ class DilocoConfig(InnerOuterConfig):
         return DenseLayout(tuple(sizes), self.value_bits)
 
     def attachment_bytes_max(self, shapes: Sequence[Sequence[int]]) -> int:
-        parts = cut([prod(shape) for shape in shapes], self.fragments)
-        return max(self.layout(part.sizes).bytes for part in parts)
+        return self._bytes_max(shapes) + CUT_BYTES * PARTS_MAX  # a run file may want any number
+
+    def parts_max(self, shapes: Sequence[Sequence[int]]) -> int:
+        chunks = -(-self._bytes_max(shapes) // CHUNK_BYTES)
+        return min(PARTS_MAX, chunks) if self.reduce_scatter and chunks > 1 else 0
+
+    def _bytes_max(self, shapes: Sequence[Sequence[int]]) -> int:
+        fragments = cut([prod(shape) for shape in shapes], self.fragments)
+        return max(self.layout(one.sizes).bytes for one in fragments)

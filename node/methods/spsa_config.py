@@ -54,6 +54,9 @@ class SpsaConfig(TunedConfig):
     def weigh(self, payload: bytes) -> int:
         return len(decode(payload, None if self.seeds is None else self.seeds.pool))
 
+    def parts_max(self, shapes: Sequence[Sequence[int]]) -> int:
+        return 0
+
     def attachment_bytes_max(self, shapes: Sequence[Sequence[int]]) -> int:
         return 0
 

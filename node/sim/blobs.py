@@ -13,6 +13,7 @@ from protocol.events import (
     BlobOpened,
     Event,
     KeepBlob,
+    OfferSum,
     OpenBlob,
     ServePieces,
     StorePiece,
@@ -78,6 +79,11 @@ class SimBlobs:
             pages = tuple(map(page_id, pages_of(blob.chunk_ids)))
             have = None if blob.is_whole else blob.have()
             self._send(to, BlobOffer(root, blob.size, pages, have))
+
+    def offer_sum(self, task: OfferSum) -> None:
+        blob = self._disk.get(task.message.sum.root)
+        if blob is not None and blob.is_whole:
+            self._send(task.to, task.message)
 
     def serve(self, task: ServePieces) -> None:
         blob, lacking = self._disk.get(task.root), []

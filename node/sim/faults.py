@@ -8,6 +8,7 @@ fails, machines so slow at replaying that they fetch snapshots, and contribution
 import random
 from dataclasses import dataclass, replace
 
+from node.sim.blobs import STATE_BYTES
 from node.sim.network import Link
 from node.sim.stub import Payloads
 from node.sim.world import CrashError, SimPeer, World
@@ -41,6 +42,7 @@ class Weather:
     snapshot_every: int = 50
     slow_replay: float = 0.0  # chance of each peer
     attached_bytes: int = 0  # to each contribution
+    parts_max: int = 0  # that are summed by members of their own
 
     @classmethod
     def draw(cls, chance: random.Random, more: random.Random) -> "Weather":
@@ -76,6 +78,7 @@ class Weather:
             snapshot_every=more.choice([4, 10, 50]),
             slow_replay=more.choice([0.0, 0.0, 0.5]),
             attached_bytes=more.choice([0, 0, 0, 0, 9, 9, CHUNK_BYTES + 1]),
+            parts_max=more.choice([0, 1, 3, 8]),
         )
 
 
@@ -193,7 +196,8 @@ def bad_world(
         deadline_ceiling_ms=3_000,
         deadline_floor_ms=200,
         snapshot_every=weather.snapshot_every,
-        attachment_bytes_max=weather.attached_bytes,
+        attachment_bytes_max=max(weather.attached_bytes, 8 * STATE_BYTES),
+        parts_max=weather.parts_max if weather.attached_bytes else 0,
     )
     payloads = Payloads(attached_bytes=weather.attached_bytes)
     founders = weather.peers if chance.random() < 0.5 else 1

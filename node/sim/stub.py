@@ -16,6 +16,7 @@ from node.ports import Disk
 from node.sim.blobs import STATE_BYTES, SimBlob, blob_of, keep_attachment
 from protocol.entries import Attachment, Entry
 from protocol.events import (
+    AddUp,
     Applied,
     Apply,
     Behind,
@@ -30,16 +31,19 @@ from protocol.events import (
     Restore,
     ServeMend,
     StartWork,
+    Summed,
     TakeChecks,
     WorkDone,
 )
+from protocol.gathering import read_sum, sum_key
 from protocol.ids import Hash, PeerId, digest
 from protocol.ledger import Write, round_key
 from protocol.messages import Mend, Message
-from protocol.restore import entry_named, offered, snapshots_on_chain
+from protocol.parts import SumName, whole_of
+from protocol.restore import entry_at, entry_named, offered, parts_of, roster_at, snapshots_on_chain
 from protocol.roster import Roster
 from protocol.rules import Rules
-from protocol.snapshots import is_taken, named_in
+from protocol.snapshots import SnapshotAt, is_taken, named_in
 
 NAME_BYTES = 8
 
@@ -127,7 +131,7 @@ class StubWorker:
         self._rules, self._snapshots, self._blobs, self._send = rules, snapshots, blobs, send
         self._place: tuple[int, Hash] | None = None  # None: no entry has been merged
         self._taken: dict[int, tuple[Hash, Hash]] = {}  # round -> (entry before it, root)
-        self._newest: Hash | None = None  # attachment of ours
+        self._newest: set[Hash] = set()  # of our attachment, or its parts
         self._established = 0  # the newest of those that the ledger names
         self._is_held = False
         self.restored: list[int] = []  # rounds of the snapshots that were loaded
@@ -163,18 +167,43 @@ class StubWorker:
         self.made += new
         delay_ms = max(0.0, self._work_ms() - task.late_ms)
         if self._payloads.attached_bytes:
-            self._call_later(delay_ms, lambda: self._attach(done))
+            members = len(task.seats)
+            self._call_later(delay_ms, lambda: self._attach(done, members))
         else:
             self._later(delay_ms, done)
 
-    def _attach(self, done: WorkDone) -> None:
+    def _attach(self, done: WorkDone, members: int) -> None:
+        count = self._rules.parts(members)
+        seeds = [
+            digest("stub attachment", self._me, round_key(done.round), done.payload, bytes([n]))
+            for n in range(max(1, count))
+        ]
+        made = [self._make_blob(seed, self._part_bytes(count), done.round) for seed in seeds]
+        self._newest = {one.root for one in made}
+        if count:
+            done = replace(done, attached=whole_of(made), parts=tuple(made))
+        else:
+            done = replace(done, attached=made[0])
+        self._later(0.0, done)
+
+    def _part_bytes(self, count: int) -> int:
+        """Different parts have different bytes, so none is shorter than the seed of its own."""
         size = self._payloads.attached_bytes
-        seed = digest("stub attachment", self._me, round_key(done.round), done.payload)
+        return max(STATE_BYTES, size // count) if count else size
+
+    def _make_blob(self, seed: bytes, size: int, round: int) -> Attachment:
         root, blob = blob_of(int.from_bytes(seed[:STATE_BYTES], "big"), size)
         self._blobs[root] = blob
-        self._newest = root
-        keep_attachment(self._disk, root, done.round)
-        self._later(0.0, replace(done, attached=Attachment(root, size)))
+        keep_attachment(self._disk, root, round)
+        return Attachment(root, size)
+
+    def add_up(self, task: AddUp) -> None:
+        if not all(map(self._has, task.parts)):
+            self._later(0.0, Summed(task.name, None))
+            return
+        seed = digest("stub sum", task.entry.hash, bytes([task.name.number]))
+        size = self._part_bytes(self._rules.parts(len(task.seats)))
+        self._later(0.0, Summed(task.name, self._make_blob(seed, size, task.entry.round)))
 
     def _root_named_in(self, round: int) -> Hash | None:
         taken = named_in(round, self._rules)
@@ -190,7 +219,9 @@ class StubWorker:
         """Work in the simulator is a delay that ends by itself."""
 
     def give_back(self, task: GiveBack) -> None:
-        assert task.attached is None or self._has(task.attached), "what is given back is still here"
+        if task.attached is not None:
+            made = parts_of(self._disk, task.attached) or (task.attached,)
+            assert all(map(self._has, made)), "what is given back is still here"
         for unit in self._payloads.units(task.payload):
             if not self._commits.committed(unit, self.merged):
                 self.pending[unit] = None
@@ -204,9 +235,9 @@ class StubWorker:
             self._lag.append(task.entry)
             self._tell_behind(0, None)
             return
-        if self.replay_ms_per_round is not None or self._lag or self._lacking(task.entry):
+        if self.replay_ms_per_round is not None or self._lag or any(self._lacking(task.entry)):
             self._lag.append(task.entry)
-            if len(self._lag) == 1 or self._lacking(self._lag[0]):
+            if len(self._lag) == 1 or any(self._lacking(self._lag[0])):
                 self._call_later(self.replay_ms_per_round or 0.0, self._replay_one)
             return
         self._merge(task.entry)
@@ -219,16 +250,28 @@ class StubWorker:
         blob = self._blobs.get(attached.root)
         return blob is not None and blob.is_whole
 
-    def _lacking(self, entry: Entry) -> tuple[Attachment, ...]:
-        return tuple(one for one in entry.body.attachments if not self._has(one))
+    def _lacking(self, entry: Entry) -> tuple[tuple[Attachment, ...], tuple[SumName, ...]]:
+        if not self._rules.parts_max:
+            return tuple(one for one in entry.body.attachments if not self._has(one)), ()
+        if not entry.body.attachments:
+            return (), ()
+        roster = roster_at(self._disk, self._founders, entry.round)
+        assert roster is not None, "what is applied is on disk"
+        names = (SumName(entry.hash, n) for n in range(self._rules.parts(len(roster))))
+        return (), tuple(name for name in names if not self._has_sum(entry.round, name))
+
+    def _has_sum(self, round: int, name: SumName) -> bool:
+        key = sum_key(round, name)
+        raw = self._disk.get("sums", key)
+        return raw is not None and self._has(read_sum(key, raw)[1])
 
     def _replay_one(self) -> None:
         """Slowly, so that a snapshot may be the faster way."""
         if self._is_held or not self._lag:
             return
         lacking = self._lacking(self._lag[0])
-        if lacking:
-            self._tell_behind(self._lag[0].round, None, lacking)
+        if any(lacking):
+            self._tell_behind(self._lag[0].round, None, *lacking)
             return
         entry = self._lag.pop(0)
         self._merge(entry)
@@ -239,12 +282,16 @@ class StubWorker:
             self._call_later(ms, self._replay_one)
 
     def _tell_behind(
-        self, round: int, ms_per_round: float | None, lacking: tuple[Attachment, ...] = ()
+        self,
+        round: int,
+        ms_per_round: float | None,
+        lacking: tuple[Attachment, ...] = (),
+        sums: tuple[SumName, ...] = (),
     ) -> None:
         target = self._lag[-1].round + 1
         found = snapshots_on_chain(self._disk, self._founders, target, self._rules)
         ahead = tuple(one for one in found if one.round > round)
-        self._later(0.0, Behind(round, target, ms_per_round, ahead, lacking))
+        self._later(0.0, Behind(round, target, ms_per_round, ahead, lacking, sums))
 
     def _loaded(self) -> None:
         self._is_loading = False
@@ -278,13 +325,20 @@ class StubWorker:
 
     def _collect(self, before: int) -> None:
         """Attachments of rounds that nobody will replay."""
-        stay = {*offered(self._disk), self._newest}
+        stay = {*offered(self._disk), *self._newest}
         rounds = [(root, int.from_bytes(at, "big")) for root, at in self._disk.scan("attachments")]
         old = [Hash(root) for root, at in rounds if at < before and root not in stay]
         for root in old:
             self._blobs.pop(root, None)
-        if old:
-            self._disk.commit([Write("attachments", root, None) for root in old])
+        gone = [Write("attachments", root, None) for root in old]
+        gone += [
+            Write("parts", root, None) for root, _ in self._disk.scan("parts") if root not in stay
+        ]
+        for key, _ in self._disk.scan("sums"):
+            if int.from_bytes(key[:8], "big") < before:
+                gone.append(Write("sums", key, None))
+        if gone:
+            self._disk.commit(gone)
 
     def hurry(self) -> None:
         """From now on replaying takes no time."""
@@ -321,7 +375,7 @@ class StubWorker:
             self._stand(*self._place)
 
     def _merge_or_wait(self, entry: Entry) -> bool:
-        if self._lag or self._lacking(entry):
+        if self._lag or any(self._lacking(entry)):
             self._lag.append(entry)
             return False
         self._merge(entry)
@@ -355,6 +409,17 @@ class StubWorker:
         for unit in [unit for unit in self.pending if self._commits.committed(unit, {entry.hash})]:
             del self.pending[unit]
 
+    def _own_snapshot(self, round: int) -> SnapshotAt | None:
+        """To start from where the beginning cannot be merged any more."""
+        first = entry_at(self._disk, 0)
+        if first is None or not any(self._lacking(first)):
+            return None
+        for named in snapshots_on_chain(self._disk, self._founders, round, self._rules):
+            blob = self._blobs.get(named.root)
+            if blob is not None and blob.is_whole:
+                return named
+        return None
+
     def rebuild(self, task: Rebuild) -> None:
         self.state = 0
         self._is_held = False
@@ -365,6 +430,10 @@ class StubWorker:
             self._is_loading = True
             self._call_later(self.loads_ms, self._loaded)
             self.loads_ms = 0.0
+            return
+        own = self._own_snapshot(task.round)
+        if own is not None:
+            self.restore(Restore(own))
             return
         for _, name in self._disk.scan("chain", round_key(0)):
             entry = entry_named(self._disk, Hash(name))

@@ -7,14 +7,14 @@ Each round some of them are late: what they made is given back. Now and then one
 goes on from what it had put on disk at the end of the round before; one leaves for good; a newcomer
 comes with somebody's replicated state. Bound, for each method: all replicas have one digest after
 each round; and what all computed is what was committed, and what still waits, those who left
-included, to one part in 10^5 of the largest. With `econtrol`, what was committed is what moved the
-weights.
+included, to one part in 10^5 of the largest. With `econtrol`, and where parts are summed, what was
+committed is what moved the weights.
 """
 
 import argparse
 import random
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))  # runnable as a file, too
 
 from node.methods.base import Contribution, RoundContext
+from node.methods.diloco import Diloco
 from node.methods.econtrol import EControl
 from node.methods.registry import CONFIGS, build_method
 from tests.bench.common import report
@@ -66,6 +67,13 @@ METHODS: dict[str, dict[str, object]] = {
     },
 }  # fmt: skip
 
+# Of those with these settings, what is attached is summed in so many parts.
+BY_PARTS: dict[str, tuple[str, int]] = {
+    "diloco, 3 parts": ("diloco", 3),
+    "diloco, 8 bits, 2 parts": ("diloco, 8 bits", 2),
+    "diloco, 4 bits, overlap, 3 parts": ("diloco, 4 bits, overlap", 3),
+}
+
 
 def make(settings: dict[str, object]) -> Method:
     kind = CONFIGS[str(settings["name"])]
@@ -78,6 +86,7 @@ def make(settings: dict[str, object]) -> Method:
 class Trial:
     settings: dict[str, object]
     draw: random.Random
+    parts_max: int = 0
     members: dict[int, Method] = field(default_factory=dict)  # by the number in their name
     disks: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     round: int = 0
@@ -119,23 +128,70 @@ class Trial:
         start = theta(first).double()
         for name in names:
             go_on(self.members[name], contexts[name], draw.randrange(3))
+        sums = self._sums(names, contexts, listed)
         for name in names:
             method = self.members[name]
-            if name not in late and not isinstance(method, EControl):
-                self.committed += sent(method, made[name], self.round)
-            method.merge(contexts[name], listed)
+            if sums:
+                self._merge_sums(method, contexts[name], listed, sums)
+            else:
+                if name not in late and not isinstance(method, EControl):
+                    self.committed += sent(method, made[name], self.round)
+                method.merge(contexts[name], listed)
             if name in late:
                 method.give_back(self.round, made[name].payload, made[name].attachment)
             self.disks[name] = {k: v.clone() for k, v in method.local_state().items()}
-        if isinstance(first, EControl):
+        if sums:
+            self.committed += self._summed(first, contexts[names[0]], sums) * len(listed)
+        elif isinstance(first, EControl):
             self.committed += (start - theta(first).double()) * len(names)
         self.happened["late"] += len(late)
         self.differed += len({method.state_digest(3) for method in self.members.values()}) > 1
         self.round += 1
 
+    # Part by part: everybody alive may add up, whether its own work is listed or not
+
+    def _sums(
+        self, names: list[int], contexts: dict[int, RoundContext], listed: list[Contribution]
+    ) -> list[bytes]:
+        sums: list[bytes] = []
+        for number in range(contexts[names[0]].parts):
+            method, context = self.members[names[number]], contexts[names[number]]
+            assert isinstance(method, Diloco)
+            lengths = [run.length for run in method._runs(context)]
+            at = sum(lengths[:number])
+            lines = [
+                replace(one, attachment=one.attachment[at : at + lengths[number]]) for one in listed
+            ]
+            sums.append(method.add_up(replace(context, answers_for=number), number, lines))
+        return sums
+
+    def _merge_sums(
+        self,
+        method: Method,
+        context: RoundContext,
+        listed: list[Contribution],
+        sums: list[bytes],
+    ) -> None:
+        assert isinstance(method, Diloco)
+        lines = [
+            one if one.peer == context.peer else replace(one, attachment=b"") for one in listed
+        ]
+        method.merge_sums(context, lines, sums)
+
+    def _summed(self, method: Method, context: RoundContext, sums: list[bytes]) -> Tensor:
+        """The mean that moved the weights."""
+        assert isinstance(method, Diloco)
+        found = torch.zeros_like(self.computed)
+        due = found[method._due(self.round).elements]
+        for run, data in zip(method._runs(context), sums, strict=True):
+            values = run.decode(data).values(found.device)
+            due[run.elements] = torch.cat([found[:0], *(one.double() for one in values)])
+        return found
+
     def _context(self, name: int) -> RoundContext:
         seats = tuple(peer(other) for other in sorted(self.members))
-        return RoundContext(RUN, self.round, peer(name), seats, lambda: True)
+        parts = min(self.parts_max, len(seats))
+        return RoundContext(RUN, self.round, peer(name), seats, lambda: True, parts)
 
     def _work(self, name: int, context: RoundContext) -> Contribution:
         before = waiting(self.members[name]).double()
@@ -183,8 +239,10 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     is_met = True
-    for name, settings in METHODS.items():
-        trial = Trial(settings, random.Random(options.seed))
+    trials = {name: (settings, 0) for name, settings in METHODS.items()}
+    trials |= {name: (METHODS[like], parts) for name, (like, parts) in BY_PARTS.items()}
+    for name, (settings, parts) in trials.items():
+        trial = Trial(settings, random.Random(options.seed), parts)
         trial.run(options.rounds)
         met = not trial.differed and trial.error() <= ERROR_MAX
         is_met = is_met and met

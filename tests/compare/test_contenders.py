@@ -203,6 +203,21 @@ def test_bytes_are_those_of_the_payloads(make_comparison: MakeComparison, bits: 
     assert baseline.sent_bytes == baseline.received_bytes == 2 * 2 / 3 * 4 * sum(sizes)
 
 
+def test_sums_take_about_twice_the_payload(
+    make_comparison: MakeComparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P7, P8: what is passed on part by part, counted; and it trains the same model."""
+    run = '[method]\nname = "diloco"\n'
+    task, workshop, cells = parts(make_comparison(run, peers=3, methods=("diloco",)))
+    whole = train(task, cells[-1], workshop, lambda batches: None)
+    monkeypatch.setattr(DilocoConfig, "parts_max", lambda self, shapes: 8)
+    summed = train(task, cells[-1], workshop, lambda batches: None)
+    assert summed.agrees
+    assert summed.loss == pytest.approx(whole.loss, abs=1e-4)
+    assert summed.sent_bytes == summed.received_bytes
+    assert summed.sent_bytes == pytest.approx(2 * 2 / 3 * whole.sent_bytes, rel=0.01)
+
+
 def test_seeds_differ_and_repeat(make_comparison: MakeComparison) -> None:
     """In weights and in order, and never in what is held out."""
     task, workshop, cells = parts(make_comparison(methods=("diloco",), seeds=(0, 1)))

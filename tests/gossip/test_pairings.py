@@ -76,7 +76,10 @@ def test_most_pairs_survive_a_change_of_many_members() -> None:
 
 
 def test_every_matching_of_four_is_equally_likely() -> None:
-    found = Counter(frozenset(meetings("matching", view(4), round)) for round in range(3000))
+    found = Counter(
+        frozenset(one.peers for one in meetings("matching", view(4), round))
+        for round in range(3000)
+    )
     assert len(found) == 3
     assert all(abs(count - 1000) < 5 * 26 for count in found.values())  # 5 sigma
 

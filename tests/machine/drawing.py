@@ -7,9 +7,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import hypothesis.strategies as st
 
-from protocol.codec import FILLER_BYTES_MAX, encode_body
+from protocol.codec import FILLER_BYTES_MAX, PARTS_MAX, encode_body
 from protocol.entries import U32, U64, Body, Card, Entry
-from protocol.messages import Message, Way
+from protocol.messages import Message, Part, PartRequest, PartsHeld, Sum, SumRequest, Way
 
 ROUND = (1 << 48) - 1
 KINDS: tuple[type, ...] = get_args(Message)
@@ -46,6 +46,12 @@ _BY_NAME: dict[tuple[type | None, str], st.SearchStrategy[Any]] = {
     (None, "want"): st.integers(0, FILLER_BYTES_MAX),
     (None, "filler"): st.binary(max_size=64),
     (None, "frame"): st.binary(min_size=3, max_size=64),
+    (Part, "number"): st.integers(0, PARTS_MAX - 1),
+    (PartsHeld, "number"): st.integers(0, PARTS_MAX - 1),
+    (PartRequest, "number"): st.integers(0, PARTS_MAX - 1),
+    (Sum, "number"): st.integers(0, PARTS_MAX - 1),
+    (SumRequest, "numbers"): st.lists(st.integers(0, PARTS_MAX - 1), max_size=8).map(tuple),
+    (None, "seats"): st.binary(min_size=1, max_size=64),
     (Way, "took_ms"): st.none() | st.integers(0, U32),
 }
 _ID = st.binary(min_size=32, max_size=32)
@@ -63,7 +69,7 @@ _WHOLE: dict[str, st.SearchStrategy[Any]] = {
 
 
 def _field(cls: type, name: str, hint: object) -> st.SearchStrategy[Any]:
-    if name in _WHOLE:
+    if name in _WHOLE and (cls, name) not in _BY_NAME:
         return _WHOLE[name]
     if hint is bytes and (name == "signature" or name.endswith("seal")):
         return _SIGNATURE

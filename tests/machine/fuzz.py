@@ -23,7 +23,7 @@ from typing import Any, Final
 from node.sim.network import Link
 from node.sim.stub import Payloads
 from node.sim.world import SimPeer, StubKeys, World
-from protocol.codec import decode, encode, encode_body
+from protocol.codec import PARTS_MAX, decode, encode, encode_body
 from protocol.core import STRANGERS_MAX
 from protocol.entries import (
     Admission,
@@ -73,6 +73,9 @@ from protocol.messages import (
     MendRequest,
     Message,
     Nack,
+    Part,
+    PartRequest,
+    PartsHeld,
     Piece,
     PieceRefused,
     PieceRequest,
@@ -84,6 +87,8 @@ from protocol.messages import (
     Refused,
     Relay,
     Rumor,
+    Sum,
+    SumRequest,
     Sync,
     Unrelayed,
     View,
@@ -144,6 +149,8 @@ class Attack:
             members_max=12,
             attachment_bytes_max=chance.choice([0, ATTACHED]),
         )
+        if rules.attachment_bytes_max:
+            rules = replace(rules, parts_max=chance.choice([0, 1, 3]))
         payloads = Payloads(attached_bytes=rules.attachment_bytes_max)
         count = chance.randint(1, 5)
         nat = [chance.random() < 0.4 for _ in range(count)]
@@ -336,7 +343,7 @@ class Attack:
         chance = self.chance
         round, sequence = min(self.round(), 2**48 - 1), min(self.number(), 2**32 - 1)
         tip, ballot = self.hash()[:8], self.ballot()
-        match chance.randrange(28):
+        match chance.randrange(29):
             case 0:
                 return Hello(self.card(), self.token())
             case 1:
@@ -383,7 +390,7 @@ class Attack:
                 return self.evidence()
             case 21:
                 return self.question()
-            case 22 | 23 | 24 | 25:
+            case 22 | 23 | 24 | 25 | 26:
                 return self.about_blobs()
             case _:
                 return self.envelope()
@@ -395,7 +402,20 @@ class Attack:
         number = min(self.number(), 2**32 - 1)
         numbers = tuple(min(self.number(), 2**32 - 1) for _ in range(chance.randint(0, 5)))
         level, data = chance.choice(list(Level)), chance.randbytes(chance.choice([1, 8, 300]))
-        match chance.randrange(8):
+        part = min(self.number(2), PARTS_MAX - 1)
+        one = Attachment(root, min(self.number(64), 2**64 - 1))
+        place = self.head.round, self.head.hash[:8]
+        match chance.randrange(13):
+            case 8:
+                return Part(*place, self.peer(), part, one, self.many(self.hash))
+            case 9:
+                return PartsHeld(*place, part, chance.choice([b"\x01", b"\x1f", b"\xff" * 2]))
+            case 10:
+                return PartRequest(*place, part)
+            case 11:
+                return SumRequest(self.hash(), (part, part))
+            case 12:
+                return Sum(self.hash(), part, one)
             case 0:
                 return BlobRequest(root)
             case 1:

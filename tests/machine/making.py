@@ -21,7 +21,7 @@ from protocol.entries import (
     leave_bytes,
     seal_bytes,
 )
-from protocol.events import Effect, Event, Note, Received, Send, Started, WorkDone
+from protocol.events import Effect, Event, Note, Received, Save, Send, Started, WorkDone
 from protocol.ids import Hash, Millis, PeerId, RunId, digest
 from protocol.invites import mint_token
 from protocol.ledger import Judge, Mark
@@ -217,6 +217,12 @@ class Door:
             for effect in self.effects
             if isinstance(effect, Note) and effect.event == "fault"
         ]
+
+    def written(self, table: str) -> set[bytes]:
+        """Keys of the records that were put on disk."""
+        saved = [effect for effect in self.effects if isinstance(effect, Save)]
+        writes = [write for effect in saved for write in effect.writes]
+        return {w.key for w in writes if w.table == table and w.value is not None}
 
     def of(self, kind: type[E]) -> list[E]:
         return [effect for effect in self.effects if isinstance(effect, kind)]

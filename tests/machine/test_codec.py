@@ -63,7 +63,7 @@ def test_an_entry_keeps_its_hash_on_disk(made: Entry) -> None:
 @given(st.binary(max_size=200))
 @settings(max_examples=300)
 def test_arbitrary_bytes_are_refused_by_name(data: bytes) -> None:
-    for frame in (data, b"\x01" + data, *(bytes((1, number)) + data for number in range(40))):
+    for frame in (data, b"\x01" + data, *(bytes((1, number)) + data for number in range(45))):
         decode_or_refuse(frame)
 
 
@@ -173,6 +173,11 @@ def packed(value: object) -> bytes:
         (raw(27, 0, ID, bytes(codec.CHECKS_BYTES_MAX + 1)), "8 to"),
         (raw(28, 0, ID, 1, [[0]]), "pair"),
         (raw(28, 0, ID, 1, [[0, b"a"]] * (codec.MENDED_MAX + 1)), "at most"),
+        (raw(40, *PLACE[:2], ID, codec.PARTS_MAX, [ID, 1], []), "whole number"),
+        (raw(40, *PLACE[:2], ID, 0, [ID, 1], [ID] * (codec.PATH_MAX + 1)), "at most"),
+        (raw(41, *PLACE[:2], 0, bytes(codec.SEATS_BYTES_MAX + 1)), "1 to"),
+        (raw(43, ID, [0] * (codec.PARTS_MAX + 1)), "at most"),
+        (raw(44, ID, codec.PARTS_MAX, [ID, 1]), "whole number"),
         (raw(2, bytes((256 << 10) + 1), [], HEAD), "1 to"),
     ],
 )

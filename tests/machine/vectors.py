@@ -60,6 +60,9 @@ from protocol.messages import (
     MendRequest,
     Message,
     Nack,
+    Part,
+    PartRequest,
+    PartsHeld,
     Piece,
     PieceRefused,
     PieceRequest,
@@ -71,6 +74,8 @@ from protocol.messages import (
     Refused,
     Relay,
     Rumor,
+    Sum,
+    SumRequest,
     Sync,
     Unrelayed,
     View,
@@ -78,6 +83,7 @@ from protocol.messages import (
     Welcome,
     Why,
 )
+from protocol.parts import path_to, whole_of
 from protocol.relaying import relay_bytes
 from protocol.roster import Roster
 from protocol.rounds import deadline_after_ms, ranking, tree, turn_ms
@@ -101,6 +107,7 @@ NEWCOMER: Final = Identity(bytes([4]) * 32)
 TOKEN: Final = mint_token(ONE, RUN, 1_800_000_000, b"nonce678")
 SNAPSHOT: Final = digest("golden snapshot")
 ATTACHED: Final = Attachment(digest("golden attachment"), 300_000)
+PARTS: Final = tuple(Attachment(digest("golden part", bytes([n])), 100 + n) for n in range(3))
 LINES: Final = (
     Line(0, b"\x00\x01\x7f", 2.5, None),
     Line(2, b"\x00\x02\x81\x05", None, 2.25, SNAPSHOT, ATTACHED),
@@ -179,6 +186,11 @@ def messages() -> list[Message]:
         DialledBack(9, (Way("tcp://192.0.2.1:5555", 41), Way("tcp://[2001:db8::1]:5555", None))),
         Echo(10, 3, b"\x00\x00"),
         Echoed(10, 1_800_000_000_123, b"\x00\x00\x00"),
+        Part(12, tip, THREE.peer, 1, PARTS[1], path_to(PARTS, 1)),
+        PartsHeld(12, tip, 1, b"\x05"),
+        PartRequest(12, tip, 1),
+        SumRequest(ENTRY.hash, (0, 2)),
+        Sum(ENTRY.hash, 2, Attachment(digest("golden sum"), 100_000)),
     ]
 
 
@@ -237,6 +249,11 @@ def hashes() -> object:
             },
         },
         "blob": blob(),
+        "parts": {
+            "parts": plain(PARTS),
+            "whole": plain(whole_of(PARTS)),
+            "paths": [plain(path_to(PARTS, number)) for number in range(3)],
+        },
         "signed": {
             "card": card_bytes(RUN, signed.peer, signed.sequence, signed.addresses).hex(),
             "token": token_bytes(RUN, TOKEN.minter, TOKEN.expires_s, TOKEN.nonce).hex(),

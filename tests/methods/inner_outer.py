@@ -9,6 +9,7 @@ from node.methods.base import Contribution, GoesOn, RoundContext
 from node.methods.demo import Demo
 from node.methods.diloco import Diloco
 from node.methods.econtrol import EControl
+from node.methods.parts.feed import Feed
 from node.methods.parts.setup import Setup
 from node.methods.sparseloco import SparseLoco
 
@@ -17,6 +18,8 @@ Method = SparseLoco | Diloco | EControl | Demo
 
 def contribution(method: Method, context: RoundContext) -> Contribution:
     done = method.work(context)
+    if done.parts:  # as it is kept at home: in one piece
+        return Contribution(context.peer, done.payload, b"".join(done.parts))
     assert len(done.attachment) <= method.config.attachment_bytes_max(method._weights.shapes)
     method.check(context.round, done.payload, done.attachment)
     return Contribution(context.peer, done.payload, done.attachment)
@@ -43,6 +46,17 @@ def sent(method: Method, one: Contribution, round: int = 0) -> Tensor:
     dense = torch.zeros_like(method._feedback.values)
     dense[positions] = values
     return dense
+
+
+def dealt(feed: Feed) -> list[int]:
+    """The slots that merges took, rising."""
+    taken = [
+        turn + len(feed.queues) * slot
+        for turn, queue in enumerate(feed.queues)
+        for slot in range(queue.frontier)
+        if not any(start <= slot < end for start, end in queue.leftover)
+    ]
+    return sorted(taken)
 
 
 def gradient(setup: Setup, slot: int) -> Tensor:

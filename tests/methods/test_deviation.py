@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from node.methods.base import GoesOn
+from node.methods.base import GoesOn, RoundContext
 from node.methods.diloco import Diloco
 from node.methods.diloco_config import DilocoConfig
 from node.methods.parts.deviation import Deviation
@@ -19,7 +19,7 @@ from node.training.inner import InnerReport
 from node.training.inner_config import InnerSchedule
 from node.training.losses import Batch
 from tests.methods.conftest import MakeRound, MakeSetup
-from tests.methods.inner_outer import contribution, go_on, theta
+from tests.methods.inner_outer import contribution, dealt, go_on, theta
 
 ADAMW = {"name": "adamw", "lr": 0.01}
 SGD = {"name": "sgd", "lr": 0.05}
@@ -59,7 +59,7 @@ def shown(method: Diloco) -> Tensor:
 def test_alone_it_is_the_inner_optimizer(
     ahead: int, make_setup: MakeSetup, make_round: MakeRound
 ) -> None:
-    """No step is lost or taken twice, on the batches that would have come, however they fall."""
+    """No step is lost or taken twice, however they fall. Even and odd slots take turns."""
     config = configured(ADAMW)
     falling = InnerSchedule(decay="linear", decay_rounds=4)
     inner_config = config.inner.model_copy(update={"schedule": falling})
@@ -67,7 +67,8 @@ def test_alone_it_is_the_inner_optimizer(
     me, reference = Diloco(config, make_setup()), make_setup()
     inner = reference.inner(inner_config)
     for number, at in enumerate(rounds([me], make_round, [ahead], 4)):
-        inner.work(number, iter(range(3 * number, 3 * number + 3)), lambda: False)
+        slots = [2 * (3 * (number // 2) + i) + number % 2 for i in range(3)]
+        inner.work(number, iter(slots), lambda: False)
         alone = torch.cat([p.detach().reshape(-1) for p in reference.model.parameters()])
         torch.testing.assert_close(at, alone, rtol=0, atol=1e-6)
 
@@ -107,8 +108,14 @@ def test_the_others_moves_come_on_top(make_setup: MakeSetup, make_round: MakeRou
     torch.testing.assert_close(theta(mine) - shown(mine), moved, rtol=0, atol=1e-6)
 
 
-def test_no_batch_is_seen_twice(make_setup: MakeSetup, make_round: MakeRound) -> None:
-    """As long as all go through equally many."""
+def until(context: RoundContext, steps: int) -> RoundContext:
+    """Its window is over after so many steps."""
+    left = iter(range(steps - 1))
+    return replace(context, expired=lambda: next(left, None) is None)
+
+
+def test_no_batch_is_seen_twice_at_any_pace(make_setup: MakeSetup, make_round: MakeRound) -> None:
+    """Three peers, each round at another pace, before and behind its beginning."""
     seen: list[int] = []
 
     def watched(setup: Setup) -> Setup:
@@ -121,11 +128,24 @@ def test_no_batch_is_seen_twice(make_setup: MakeSetup, make_round: MakeRound) ->
         setup.data.batch = looked_up  # type: ignore[method-assign]
         return setup
 
-    methods = [Diloco(configured(SGD), watched(make_setup())) for _ in range(3)]
-    rounds(methods, make_round, [0, 1, 2], 4)
-    for method in methods:
-        method.work(make_round(4, methods.index(method)))
-    assert sorted(seen) == list(range(3 * 3 * 5))
+    config = configured(SGD)
+    inner = config.inner.model_copy(update={"steps": None, "steps_max": 9})
+    config = config.model_copy(update={"inner": inner})
+    methods = [Diloco(config, watched(make_setup())) for _ in range(3)]
+    paces = [[(1, 4), (3, 0), (2, 1)], [(5, 0), (1, 0), (1, 2)], [(2, 2), (2, 5), (4, 1)]]
+    for number, pace in enumerate(paces * 2):
+        contexts = [make_round(number, i) for i in range(3)]
+        made = []
+        for method, context, (steps, ahead) in zip(methods, contexts, pace, strict=True):
+            made.append(contribution(method, until(context, steps)))
+            go_on(method, context, ahead)
+        for method, context in zip(methods, contexts, strict=True):
+            method.merge(context, made)
+    assert len(seen) == len(set(seen))
+    last = [make_round(2 * len(paces), i) for i in range(3)]
+    made = [contribution(m, c) for m, c in zip(methods, last, strict=True)]
+    methods[0].merge(last[0], made)
+    assert sorted(seen) == dealt(methods[0]._feed), "none is left out"
 
 
 def test_private_data_is_gone_through_in_order(
@@ -184,7 +204,7 @@ def test_a_snapshot_takes_the_steps_along(make_setup: MakeSetup, make_round: Mak
     go_on(me, make_round(0, 0, 1), steps=2)
     moved = start - shown(me)
     state = {name: tensor + 1 for name, tensor in me.replicated_state().items()}
-    state["feed.slots"] = torch.tensor([[7, 0]])
+    state |= {name: torch.tensor([[7, 0]]) for name in ("feed.slots", "feed.slots.odd")}
     me.load_replicated_state(state)
     assert torch.equal(shown(me), theta(me))
     assert me._deviation is not None

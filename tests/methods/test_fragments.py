@@ -59,7 +59,8 @@ def test_alone_it_is_the_inner_optimizer(
     there whenever the last fragment had its turn and nothing has moved since.
     """
     adamw: dict[str, object] = {"name": "adamw", "lr": 0.01}
-    me, reference = Diloco(configured(adamw, overlap=overlap), make_setup()), make_setup()
+    setup, reference = make_setup(private=True), make_setup()  # private data come in their order
+    me = Diloco(configured(adamw, overlap=overlap), setup)
     inner = reference.inner(me.config.inner)
     for number in range(7):
         context = make_round(number, 0, 1)
@@ -75,10 +76,13 @@ def test_alone_it_is_the_inner_optimizer(
 
 
 def test_one_fragment_is_plain_diloco(make_setup: MakeSetup, make_round: MakeRound) -> None:
-    """METHODS E2: F = 1, bit for bit; and with overlap, but without steps ahead."""
+    """METHODS E2: F = 1, bit for bit; and with overlap, but without steps ahead, on the same data
+    in the same order.
+    """
     states = []
     for changes in ({"fragments": 1}, {"fragments": 1, "overlap": True}):
-        methods = [Diloco(configured(momentum="0.5", **changes), make_setup()) for _ in range(2)]
+        config = configured(momentum="0.5", **changes)
+        methods = [Diloco(config, make_setup(private=True)) for _ in range(2)]
         for number in range(4):
             contexts = [make_round(number, i, 2) for i in range(2)]
             made = [contribution(m, c) for m, c in zip(methods, contexts, strict=True)]

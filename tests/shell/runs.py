@@ -64,6 +64,7 @@ def write_run(
     patience_s: float = 3.0,
     snapshot_every: int = 10,
     attachment_bytes_max: int | None = None,
+    parts_max: int | None = None,
     method: str = SPSA,
 ) -> Path:
     """A run file and its text in `folder`."""
@@ -78,9 +79,14 @@ def write_run(
             window_s=window_s,
             patience_s=patience_s,
             snapshot_every=snapshot_every,
-            attachments=""
-            if attachment_bytes_max is None
-            else f"attachment_bytes_max = {attachment_bytes_max}",
+            attachments="\n".join(
+                f"{key} = {value}"
+                for key, value in [
+                    ("attachment_bytes_max", attachment_bytes_max),
+                    ("parts_max", parts_max),
+                ]
+                if value is not None
+            ),
         )
     )
     return path

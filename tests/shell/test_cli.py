@@ -20,7 +20,7 @@ from protocol.entries import Token
 from protocol.identity import Identity
 from protocol.ids import PeerId, RunId
 from protocol.invites import Contact, Invite, encode_invite
-from tests.shell.runs import NOLOCO, SPARSELOCO, write_run
+from tests.shell.runs import DILOCO, NOLOCO, SPARSELOCO, write_run
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
@@ -106,6 +106,25 @@ def test_check_measures(peer: Run, tmp_path: Path) -> None:
     assert "gradient" not in facts["memory"], "one-byte peers have none"
     assert facts["cautions"] == []
     assert [line["uplink_mbit"] for line in facts["outlooks"]] == [10, 100, 1000]
+
+
+def test_check_says_what_sums_spare(peer: Run, tmp_path: Path) -> None:
+    """However many peers there are, a line carries about two contributions."""
+    path = write_run(tmp_path, method=DILOCO, parts_max=4)
+    code, out, err = peer("check", "--json", "--peers", "9", "--uplink", "1", str(path))
+    assert code == 0, err
+    facts = json.loads(out)
+    (line,) = facts["outlooks"]
+    sent = facts["payload_bytes"] + facts["attachment_bytes"]
+    assert facts["summed_parts"] == 4
+    assert line["exchange_s"] == pytest.approx(2 * 8 / 9 * sent * 8 / 1e6)
+
+
+def test_parts_are_for_methods_that_merge_sums(peer: Run, tmp_path: Path) -> None:
+    path = write_run(tmp_path, method=SPARSELOCO, parts_max=4)
+    code, _, err = peer("check", str(path))
+    assert code == 2, err
+    assert "merges no sums" in err
 
 
 def test_check_says_what_lines_make_of_it(peer: Run, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Swarms of real processes whose contributions are attached to the ledger."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from node.local import FILE
+from node.offline import ReadOnlyStore
 from node.swarm import Swarm
-from tests.shell.runs import DEMO, SPARSELOCO, STREAMING, write_run
+from tests.shell.runs import DEMO, DILOCO, SPARSELOCO, STREAMING, write_run
 from tests.shell.swarms import WAIT_S, agree, ask, ending, entries, grow, members_seen, reach, words
 
 
@@ -39,6 +41,41 @@ def test_a_swarm_of_sparseloco(tmp_path: Path) -> None:
         written = ask("export", str(out), "--home", str(founder.home))
         assert (out / "model.safetensors").exists(), written
         assert "local-state-unusable" not in (founder.home / "events.jsonl").read_text()
+
+
+@pytest.mark.parametrize("quorum", ["any", "majority"])
+def test_a_swarm_that_sums_part_by_part(quorum: str, tmp_path: Path) -> None:
+    """P1, P3, P4: 1. One peer is killed, and whoever was next adds up in its place. 2. It returns,
+    and another is let in. 3. All agree, and none has all that the others sent.
+    """
+    method = DILOCO.replace("steps = 2", "steps_max = 50")
+    config = write_run(tmp_path, method=method, quorum=quorum, parts_max=3, window_s=1.0)
+    with ending(Swarm(tmp_path / "swarm", config, ["--threads", "1"])) as swarm:
+        grow(swarm, 4)
+        reach(swarm, max(swarm.rounds().values()) + 3)
+        victim = swarm.peers[1]
+        swarm.kill(victim)
+        reach(swarm, max(swarm.rounds().values()) + 2)
+        victim.seen = None
+        swarm.restart(victim)
+        swarm.join()
+        assert swarm.wait(lambda: members_seen(swarm) == 5, WAIT_S), words(swarm)
+        reach(swarm, max(swarm.rounds().values()) + 12)
+        agree(swarm)
+        swarm.stop()
+        founder = swarm.peers[0]
+        lines = [line for entry in entries(founder) for line in entry.body.lines]
+        assert all(line.attached is not None for line in lines)
+        with closing(ReadOnlyStore(founder.home)) as disk:
+            assert not [one for one in lines if disk.get("attachments", one.attached.root)]
+            assert list(disk.scan("sums"))
+        events = "".join((peer.home / "events.jsonl").read_text() for peer in swarm.peers)
+        assert "Traceback" not in words(swarm)
+        for fault in ("sums-differ", "sum-refused", "work-lost", '"fault"', "switched"):
+            assert fault not in events, fault
+        out = tmp_path / "model"
+        assert ask("export", str(out), "--home", str(founder.home))
+        assert (out / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(("name", "method"), [("diloco", STREAMING), ("demo", DEMO)])

@@ -1,9 +1,11 @@
 """The trainer's thread between two ways of catching up: what comes first, and what it leads to."""
 
+import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -464,6 +466,74 @@ def test_who_overlaps_goes_on_at_once_and_again_after_other_things(patient: Benc
     patient.worker.give_back(GiveBack(head.round - 1, b"late", None))
     assert patient.method.given_back.wait(60)
     assert patient.method.went_on.wait(60)
+
+
+class Watched(queue.SimpleQueue[Any]):
+    """What is asked of the worker; tells when it waits for that, as long as it takes."""
+
+    def __init__(self, waits: Callable[[], None]) -> None:
+        self._waits = waits
+
+    def get(self, block: bool = True, timeout: float | None = None) -> object:
+        if timeout is None and self.empty():
+            self._waits()
+        return super().get(block, timeout)
+
+
+@pytest.mark.parametrize("goes_on", [GoesOn.AT_ONCE, GoesOn.WHEN_OVERDUE])
+@pytest.mark.parametrize("bench", [50], indirect=True)
+def test_who_is_led_to_another_branch_does_not_go_on_there(
+    bench: Bench, goes_on: GoesOn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same round is open on both, and work was handed in on one.
+
+    1. At the head the work is handed in, and the worker goes on for the next round.
+    2. A heavier branch has another last entry: the state is led there.
+    3. Nothing was handed in there, so it waits to be asked.
+    4. It is asked, hands in, and goes on.
+    """
+    seen: list[str] = []
+
+    def see(what: str) -> None:
+        with bench.told:
+            seen.append(what)
+            bench.told.notify_all()
+
+    go_on = bench.method.overtime
+
+    def steps(round: RoundContext) -> None:
+        see("goes on")
+        go_on(round)
+
+    def start_work() -> None:
+        head = bench.marks[-1]
+        task = StartWork(head.round, head.hash, (PeerId(ME),), heldout=False)
+        bench.worker.start_work(task)
+
+    bench.method.goes_on = goes_on
+    monkeypatch.setattr(bench.method, "overtime", steps)
+    bench.worker._commands = Watched(lambda: see("waits"))
+    bench.worker.start()
+    bench.let_through(ROUNDS)
+    bench.rebuild()
+    start_work()
+    assert bench.wait_until(lambda: "goes on" in seen)
+
+    bench.marks.pop()
+    ledger = Ledger(judge(bench.rules), [ME], bench.marks)
+    bench.store.commit(ledger.extend(entry(ledger.head, ME, payload=b"8 bytes!" * 2)))
+    bench.marks.append(ledger.head)
+    bench.method.waits.clear()
+    bench.rebuild()
+    assert bench.method.waits.wait(60)
+    seen.clear()
+    bench.let_through(ROUNDS)
+    assert bench.wait_until(lambda: bool(seen))
+    assert bench.of(Applied)[-1] == Applied(ROUNDS, ledger.head.hash, ROUNDS)
+    assert seen == ["waits"]
+
+    start_work()
+    assert bench.wait_until(lambda: "goes on" in seen)
 
 
 @pytest.mark.parametrize("bench", [(50, PATIENT)], indirect=True)

@@ -14,6 +14,9 @@ class AttachingConfig(TunedConfig):
 
     unit_of_work: ClassVar[str] = "batches"
 
+    def parts_max(self, shapes: Sequence[Sequence[int]]) -> int:
+        return 0
+
     @property
     def ledger_bytes(self) -> None:
         return None

@@ -18,6 +18,7 @@ values. What is rounded away waits on its sender.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -26,7 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from node.errors import DivergedError
-from node.methods.parts.dense_layout import BLOCK, Bits, DenseLayout
+from node.kernels import dense
+from node.kernels.cpu import array_of
+from node.kernels.threads import Threads
+from node.methods.parts.dense_layout import BLOCK, Bits, DenseLayout, Span
 from node.methods.parts.sparsify import MAGNITUDE_MAX, MAGNITUDE_MIN
 
 Bytes = NDArray[np.uint8]
@@ -35,6 +39,10 @@ VERSION: Final = 0x20
 SCALE_MAX: Final = 2.0**7  # 127 of it stay below MAGNITUDE_MAX
 SCALE_MIN: Final = 2.0**-43  # 2**-6 of it, in four bits, stays above MAGNITUDE_MIN
 _E3M0: Final = 7  # the largest exponent
+_MAGNITUDES: Final = (MAGNITUDE_MIN, MAGNITUDE_MAX)
+_SCALES: Final = (SCALE_MIN, SCALE_MAX)
+
+THREADS: Final = Threads()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +64,23 @@ def encode(layout: DenseLayout, tensors: Sequence[Tensor]) -> bytes:
     Raises DivergedError when one holds a NaN or an infinity.
     """
     assert tuple(tensor.numel() for tensor in tensors) == layout.sizes
-    parts = [bytes([VERSION + layout.bits])]
-    for number, tensor in enumerate(tensors):
-        if not bool(tensor.isfinite().all()):
-            raise DivergedError(f"the update of trainable tensor {number}")
-        parts += _coded(tensor.cpu(), layout.bits)
-    return b"".join(parts)
+    values = [array_of(tensor.detach().cpu().contiguous()) for tensor in tensors]
+    starts = [0, *accumulate(layout.sizes)]
+    out = np.empty(layout.bytes, np.uint8)
+    out[0] = VERSION + layout.bits
+    at = out.ctypes.data
+
+    def code(span: Span) -> int:
+        start = span.first - starts[span.tensor]
+        part = values[span.tensor][start : start + span.size]
+        places = at + span.scales, at + span.values
+        return int(dense.code_span(part, *places, layout.bits, BLOCK, *_MAGNITUDES, *_SCALES))
+
+    spans = list(layout.spans())
+    for span, fault in zip(spans, THREADS.map(code, spans), strict=True):
+        if fault:
+            raise DivergedError(f"the update of trainable tensor {span.tensor}")
+    return out.tobytes()
 
 
 def rounded(
@@ -88,8 +107,20 @@ def decode(layout: DenseLayout, data: bytes) -> DenseUpdate:
     if data[0] != VERSION + layout.bits:
         raise ValueError(f"an update of version {data[0]} is unknown here")
     raw = np.frombuffer(data, np.uint8)
-    for scales, values, size in _parts(layout, raw):
-        _check(scales, values, size, layout.bits)
+    if layout.bits < 16:
+        for scales, values, size in _parts(layout, raw):
+            _check_scales(scales)
+            if layout.bits == 4 and size % 2 and values[-1] >> 4:
+                raise ValueError("bits behind the last value")
+    at = raw.ctypes.data
+
+    def check(span: Span) -> int:
+        places = at + span.scales, at + span.values
+        return int(dense.check_span(*places, span.size, layout.bits, BLOCK, *_MAGNITUDES))
+
+    fault = min(THREADS.map(check, layout.spans()), default=0)
+    if fault:
+        raise ValueError(dense.FAULTS[fault])
     return DenseUpdate(layout, raw)
 
 
@@ -102,16 +133,15 @@ def _parts(layout: DenseLayout, data: Bytes) -> Iterator[tuple[Bytes, Bytes, int
         at = end
 
 
-# One tensor
+def _check_scales(scales: Bytes) -> None:
+    """Each 0 or within its bounds: so are the patterns of what is not negative."""
+    patterns = scales.view(np.uint16)
+    least, most = (np.float32(scale).view(np.uint32) >> 16 for scale in _SCALES)
+    if bool(((patterns != 0) & ((patterns < least) | (patterns > most))).any()):
+        raise ValueError(f"a scale is neither 0 nor within {SCALE_MIN:g}..{SCALE_MAX:g}")
 
 
-def _coded(values: Tensor, bits: Bits) -> list[bytes]:
-    if bits >= 16:
-        return [_bytes(_float_codes(values, bits))]
-    scales, codes = _scaled_codes(_in_blocks(values), bits)
-    codes = codes.reshape(-1)[: values.numel()]
-    packed = codes if bits == 8 else _in_pairs(codes)
-    return [_bytes(scales.to(torch.bfloat16)), _bytes(packed)]
+# What encoding makes of many peers at once
 
 
 def _float_codes(values: Tensor, bits: Bits) -> Tensor:
@@ -153,10 +183,7 @@ def _e3m0(shares: Tensor) -> Tensor:
     return codes + 8 * ((shares < 0) & (codes > 0)).to(torch.uint8)
 
 
-def _in_pairs(codes: Tensor) -> Tensor:
-    if codes.numel() % 2:
-        codes = torch.cat([codes, codes.new_zeros(1)])
-    return codes[0::2] | codes[1::2] << 4
+# Decoding one tensor
 
 
 def _in_blocks(values: Tensor) -> Tensor:
@@ -164,10 +191,6 @@ def _in_blocks(values: Tensor) -> Tensor:
     padded = values.new_zeros(count * BLOCK)
     padded[: values.numel()] = values
     return padded.view(count, BLOCK)
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _decoded(scales: Bytes, values: Bytes, size: int, bits: Bits) -> Tensor:
@@ -193,29 +216,3 @@ _E3M0_VALUES: Final = np.array(
 
 def _nibbles(values: Bytes, size: int) -> Bytes:
     return np.stack([values & 15, values >> 4], 1).reshape(-1)[:size]
-
-
-def _check(scales: Bytes, values: Bytes, size: int, bits: Bits) -> None:
-    if bits >= 16:
-        _check_floats(_decoded(scales, values, size, bits), MAGNITUDE_MIN, MAGNITUDE_MAX, "value")
-        return
-    factors = _from_bf16(scales)
-    if bool((factors < 0).any()):
-        raise ValueError("a scale is negative")
-    _check_floats(factors, SCALE_MIN, SCALE_MAX, "scale")
-    codes = values.view(np.int8) if bits == 8 else _nibbles(values, size)
-    if bool((codes == (-128 if bits == 8 else 8)).any()):
-        raise ValueError("a code stands for nothing")
-    if bits == 4 and size % 2 and values[-1] >> 4:
-        raise ValueError("bits behind the last value")
-    empty = np.repeat(factors.numpy() == 0, BLOCK)[:size]
-    if bool((codes[empty] != 0).any()):
-        raise ValueError("a block of scale 0 holds something")
-
-
-def _check_floats(values: Tensor, least: float, most: float, what: str) -> None:
-    magnitude = values.abs()
-    is_zero = (values == 0) & ~values.signbit()
-    # Also false for a NaN.
-    if not bool((is_zero | ((magnitude >= least) & (magnitude <= most))).all()):
-        raise ValueError(f"a {what} is not +0, nor within {least:g}..{most:g}")

@@ -5,6 +5,12 @@ Shared data comes from the queue of slots that the ledger determines (`parts/slo
 micro-batch of a round is in place j * M + m for seat m of M, and a merge takes from the queue what
 each listed payload says it consumed. Work that missed its round leaves its slots in the queue, so
 somebody sees them again. Private data is each peer's own, and is gone through in its own order.
+
+Who overlaps begins with a round's work before the round before it is merged, when nobody knows yet
+what that will take. So two queues take turns: a round's slots come from its own one, which no merge
+touches from two rounds before it on. However unequal the peers' pace, they deal out each slot once.
+Only where seats change meanwhile, because a peer comes or goes, and where a peer skips a round, are
+the slots that were looked at early not all among those that the merge takes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,28 +25,31 @@ from node.methods.parts.slots import Consumed, SlotQueue
 
 PLACES_MAX = 1 << 22  # that one round takes from the queue; bounds the memory of a merge
 _AHEAD = 64  # slots looked up at a time
-_SLOTS, _CURSOR = "feed.slots", "feed.cursor"
+_SLOTS = ("feed.slots", "feed.slots.odd")  # of rounds in turns
+_CURSOR = "feed.cursor"
 
 
 class Feed:
-    def __init__(self, data: SlotData) -> None:
+    def __init__(self, data: SlotData, begins_early: bool = False) -> None:
+        """`begins_early`: `slots` are asked for of the round after the one that is open."""
         self._is_private = data.private
-        self.queue = SlotQueue()  # replicated
+        self.queues = [SlotQueue()] * (2 if begins_early else 1)  # replicated
         self._cursor = 0  # next slot of private data; this peer's own
 
-    def slots(self, round: RoundContext, used: int = 0) -> Iterator[int]:
-        """The slots of this peer's micro-batches in a round, one after the other, without end, from
-        the `used`-th on. Those beyond what the round's work takes are the next round's first ones,
-        as far as all peers go through equally many.
+    def slots(self, round: RoundContext, work_of: int, used: int = 0) -> Iterator[int]:
+        """The slots of this peer's micro-batches in the round `work_of`, one after the other,
+        without end, from the `used`-th on; `round` is the open one, whose seats count.
         """
         if self._is_private:
             return count(self._cursor)
-        return self._seat_slots(round.seats.index(round.peer), len(round.seats), used)
+        return self._seat_slots(
+            work_of % len(self.queues), round.seats.index(round.peer), len(round.seats), used
+        )
 
-    def _seat_slots(self, seat: int, seats: int, first: int) -> Iterator[int]:
-        queue = self.queue
+    def _seat_slots(self, turn: int, seat: int, seats: int, first: int) -> Iterator[int]:
+        queue, turns = self.queues[turn], len(self.queues)
         for at in count(first, _AHEAD):
-            yield from queue.slots(seat, seats, at, _AHEAD).tolist()
+            yield from (queue.slots(seat, seats, at, _AHEAD) * turns + turn).tolist()
 
     def used(self, batches: int) -> None:
         """This peer has worked through the next so many of `slots`. Private ones do not come
@@ -66,17 +75,18 @@ class Feed:
             for seat, peer in enumerate(round.seats)
             if peer in consumed
         ]
-        self.queue = self.queue.consume(seats, taken)
+        turn = round.round % len(self.queues)
+        self.queues[turn] = self.queues[turn].consume(seats, taken)
 
     def replicated_state(self) -> dict[str, Tensor]:
-        return {_SLOTS: self.queue.tensor()}
+        return dict(zip(_SLOTS, (queue.tensor() for queue in self.queues), strict=False))
 
-    @staticmethod
-    def queue_in(state: Mapping[str, Tensor]) -> SlotQueue:
-        """What to set `queue` to, to go on from a replicated state. Raises ValueError when it is
+    def queues_in(self, state: Mapping[str, Tensor]) -> list[SlotQueue]:
+        """What to set `queues` to, to go on from a replicated state. Raises ValueError when it is
         not one of ours.
         """
-        return SlotQueue.from_tensor(_tensor(state, _SLOTS))
+        names = _SLOTS[: len(self.queues)]
+        return [SlotQueue.from_tensor(_tensor(state, name)) for name in names]
 
     def local_state(self) -> dict[str, Tensor]:
         return {_CURSOR: torch.tensor([self._cursor])}

@@ -31,6 +31,7 @@ class GossipConfig(BaseModel):
     rates: ClassVar[tuple[str, ...]] = ()
     from_scratch: ClassVar[bool] = True
     gossips: ClassVar[bool] = True
+    sums: ClassVar[bool] = False
     coded: ClassVar[int] = 1
     """Vectors as long as the model that a peer sends in an exchange."""
     exact: ClassVar[int] = 0
@@ -89,6 +90,9 @@ class GossipConfig(BaseModel):
         raise ValueError("gossip has no rounds, and no payloads for them")
 
     def attachment_bytes_max(self, shapes: Sequence[Sequence[int]]) -> int:
+        return 0
+
+    def parts_max(self, shapes: Sequence[Sequence[int]]) -> int:
         return 0
 
     @property

@@ -53,12 +53,11 @@ class InnerOuter(ABC, Generic[C, U]):
         self._weights = SharedWeights(setup.model, setup.kernels)
         self._size = self._weights.theta.numel()
         self._feedback = Feedback(self._size, self._weights.device, self._sent_in)
-        self._feed = Feed(setup.data)
+        self._feed = Feed(setup.data, config.overlap)
         self._trainer = self._make_trainer(setup)
         self._fragments = cut(self._weights.sizes, config.fragments)
         stays_away = config.overlap or config.fragments > 1
         self._deviation = Deviation(self._weights) if stays_away else None
-        self._handed_in = NOTHING  # the work for the round that is open
         self._checked: dict[tuple[int, bytes], U] = {}  # for the round that is being merged
 
     # What a method says
@@ -101,7 +100,7 @@ class InnerOuter(ABC, Generic[C, U]):
     def work(self, round: RoundContext) -> WorkResult:
         """The model shows theta before, and after, unless what it did is kept or goes on."""
         ahead = NOTHING if self._deviation is None else self._deviation.resume()
-        report = self._steps(round, round.round, ahead.batches, ahead, None)
+        report = self._steps(round, round.round, ahead, None)
         add_work = partial(self._add_work, round.round)
         where = self._where_due(round.round)
         self._feedback.add(round.round, self.config.feedback_decay, add_work, where)
@@ -109,7 +108,9 @@ class InnerOuter(ABC, Generic[C, U]):
             self._weights.show()
         else:
             self._deviation.leave(self._due(round.round))
-        self._handed_in = report
+        return self._result(round, report)
+
+    def _result(self, round: RoundContext, report: InnerReport) -> WorkResult:
         return WorkResult(Header.of(report).encode(), report.loss, self._encode(round.round))
 
     def _due(self, round: int) -> Fragment:
@@ -128,18 +129,16 @@ class InnerOuter(ABC, Generic[C, U]):
         """The next round's first steps."""
         mine = self._deviation
         if mine is not None and mine.is_away:
-            used = self._handed_in.batches + mine.report.batches
-            mine.report = self._steps(round, round.round + 1, used, mine.report, 0)
+            mine.report = self._steps(round, round.round + 1, mine.report, 0)
 
     def _steps(
         self,
         round: RoundContext,
         work_of: int,  # the round that the steps are for
-        used: int,  # micro-batches of this round's slots
         before: InnerReport,
         least: int | None,
     ) -> InnerReport:
-        slots = self._feed.slots(round, used)
+        slots = self._feed.slots(round, work_of, before.batches)
         report = self._trainer.work(work_of, slots, round.expired, before, least)
         self._feed.used(report.batches - before.batches)
         return report
@@ -175,23 +174,30 @@ class InnerOuter(ABC, Generic[C, U]):
         return known
 
     def merge(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
-        self._come_home()
-        for own in contributions:
-            if own.peer == round.peer:
-                self.settled(round.round, own.payload, own.attachment)
-        headers = [self._header(c.payload) for c in contributions]
-        weights = token_weights([header.tokens for header in headers])
+        self._settle_own(round, contributions)
         moved = [
             (contribution.attachment, weight)
-            for contribution, weight in zip(contributions, weights, strict=True)
+            for contribution, weight in zip(contributions, self._weigh(contributions), strict=True)
             if weight
         ]
         updates = [self._update(round.round, attachment) for attachment, _ in moved]
         self._move(round, updates, [weight for _, weight in moved])
-        self._feed.merge(
-            round,
-            {c.peer: header.batches for c, header in zip(contributions, headers, strict=True)},
-        )
+        self._go_on(round, contributions)
+
+    def _settle_own(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
+        """Before the weights move."""
+        self._come_home()
+        for own in contributions:
+            if own.peer == round.peer:
+                self.settled(round.round, own.payload, own.attachment)
+
+    def _weigh(self, contributions: Sequence[Contribution]) -> list[int]:
+        """How much each counts; 0: not at all."""
+        return token_weights([self._header(c.payload).tokens for c in contributions])
+
+    def _go_on(self, round: RoundContext, contributions: Sequence[Contribution]) -> None:
+        """Once they have."""
+        self._feed.merge(round, {c.peer: self._header(c.payload).batches for c in contributions})
         self._weights.show()
         self._checked.clear()
 
@@ -211,7 +217,7 @@ class InnerOuter(ABC, Generic[C, U]):
 
     def load_replicated_state(self, state: Mapping[str, Tensor]) -> None:
         """Raises ValueError, and leaves everything as it was, when the state is not one of ours."""
-        queue, outer = Feed.queue_in(state), self._outer_state() | self._outer_integers()
+        queues, outer = self._feed.queues_in(state), self._outer_state() | self._outer_integers()
         for name, tensor in outer.items():
             new = state[name]
             if new.shape != tensor.shape or new.dtype != tensor.dtype:
@@ -220,7 +226,7 @@ class InnerOuter(ABC, Generic[C, U]):
         self._weights.load(state)
         for name, tensor in outer.items():
             tensor.copy_(state[name])
-        self._feed.queue = queue
+        self._feed.queues = queues
 
     def state_digest(self, key: int = 0) -> int:
         counts = self._outer_integers() | self._feed.replicated_state()

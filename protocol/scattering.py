@@ -1,0 +1,296 @@
+"""Reduce-scatter: before a round closes, each part of each contribution reaches a member that will
+sum it.
+
+An author offers each of its parts to the first in that part's order that is up and not itself, and
+to the next when nothing comes of that. Whoever has one on disk tells its author and the collectors;
+a contribution is listed once all of its parts are on the disks of others. So a round outlives the
+death of any one peer (P3), and no collector needs all of anything.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from protocol.attachments import Attachments
+from protocol.blobs import Bits
+from protocol.core import Core
+from protocol.deal import Deal, Own
+from protocol.entries import Attachment, Entry
+from protocol.errors import RemoteError
+from protocol.ids import Hash, Millis, PeerId
+from protocol.messages import Contribute, Part, PartRequest, PartsHeld
+from protocol.parts import check_part, path_to
+
+_AGAIN_MS: Final = 1_000  # an offer may have been lost
+_PATIENCE_MS: Final = 4_000  # a part that nobody asked us for in so long is offered to another
+_RENEW_MS: Final = 10_000  # a round that is overdue by so much is dealt once more
+_TELL_MS: Final = 200  # collectors hear of single parts no more often
+_REPEAT_MS: Final = 2_000  # what they were told may have been lost
+_DEALS_MAX: Final = 4
+_EARLY_MAX: Final = 16  # of one sender
+_NUMBERS_MAX: Final = 16  # different parts that one holder may speak of in a round
+
+
+class Scattering:
+    """Does nothing in a run whose attachments everybody fetches."""
+
+    def __init__(self, core: Core, attachments: Attachments) -> None:
+        self._core, self._attachments = core, attachments
+        self._deals: dict[tuple[int, Hash], Deal] = {}  # of the open round and the one before
+        self._early: dict[PeerId, list[Part | PartsHeld]] = {}
+        self.came: Callable[[Deal], None] = lambda deal: None  # a part did, that may be summed
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self._core.rules.parts_max)
+
+    @property
+    def wake_ms(self) -> Millis | None:
+        deal = self.open_deal()
+        if deal is None:
+            return None
+        due = [at for at in (self._offer_ms(deal), self._tell_ms(deal)) if at is not None]
+        return Millis(min(due)) if due else None
+
+    # Rounds
+
+    def open(self, deadline_ms: int) -> None:
+        """A round is open. Contributions to it should be in by then."""
+        core, head = self._core, self._core.head
+        if not self.is_on:
+            return
+        place = head.round, head.hash
+        if place not in self._deals:
+            count = core.rules.parts(len(head.roster))
+            self._deals[place] = Deal(head, core.ranked(), count, deadline_ms)
+        while len(self._deals) > _DEALS_MAX:
+            del self._deals[next(iter(self._deals))]
+        early, self._early = self._early, {}
+        for sender, messages in early.items():
+            for message in messages:
+                if message.tip == head.hash[:8]:
+                    self._hear_early(sender, message)
+
+    def _hear_early(self, sender: PeerId, message: Part | PartsHeld) -> None:
+        try:
+            if isinstance(message, Part):
+                self.on_part(sender, message)
+            else:
+                self.on_parts_held(sender, message)
+        except RemoteError as error:
+            self._core.blame(sender, error)
+
+    def open_deal(self) -> Deal | None:
+        """Of the open round; None where attachments are not dealt in parts."""
+        return self._deals.get((self._core.head.round, self._core.head.hash))
+
+    def deal_before(self, entry: Entry) -> Deal | None:
+        """Of the round that `entry` closes."""
+        return self._deals.get((entry.round, entry.body.parent))
+
+    def _find(self, sender: PeerId, message: Part | PartsHeld | PartRequest) -> Deal | None:
+        """The round that is meant, if we know it. Raises RemoteError for who is not in it."""
+        for (round, parent), deal in self._deals.items():
+            if (round, parent[:8]) == (message.round, message.tip):
+                if sender not in deal.mark.roster or message.number >= deal.count:
+                    raise RemoteError("of a part that is not there, or not this sender's business")
+                return deal
+        if message.round == self._core.head.round + 1 and not isinstance(message, PartRequest):
+            early = self._early.setdefault(sender, [])
+            if sender in self._core.head.roster and len(early) < _EARLY_MAX:
+                early.append(message)
+        return None
+
+    # Authors
+
+    def offer(self, mine: Contribute, parts: tuple[Attachment, ...]) -> None:
+        """Our own contribution to the open round."""
+        deal, core = self.open_deal(), self._core
+        if deal is None or mine.attached is None or deal.mine is not None:
+            return
+        deal.mine = Own(mine, parts)
+        deal.wholes[core.me] = mine.attached
+        for number, part in enumerate(parts):
+            self._attachments.hold(part.root, mine.round)
+            deal.parts[core.me, number] = part
+            deal.hold(core.me, number, core.me)
+            self._pass_on(deal, deal.mine, number)
+
+    def _candidates(self, deal: Deal, number: int) -> list[PeerId]:
+        core, down = self._core, self._core.membership.down()
+        return [
+            peer
+            for peer in deal.order(number)
+            if peer != core.me and peer not in down and core.can_fetch_from(peer)
+        ]
+
+    def _pass_on(self, deal: Deal, own: Own, number: int) -> None:
+        """To the next who could take it; after the last, to the first again."""
+        candidates = self._candidates(deal, number)
+        fresh = [peer for peer in candidates if peer not in own.offered[number]]
+        if not fresh:
+            own.offered[number].clear()
+            fresh = candidates
+        own.moved_ms[number] = self._core.now
+        if fresh:
+            own.offered[number].append(fresh[0])
+            self._send_part(fresh[0], deal, own, number)
+
+    def _send_part(self, to: PeerId, deal: Deal, own: Own, number: int) -> None:
+        core, part = self._core, own.parts[number]
+        own.sent_ms[number] = core.now
+        core.send(to, own.message)
+        path = path_to(own.parts, number)
+        place = deal.mark.round, deal.mark.hash[:8]
+        core.send(to, Part(*place, core.me, number, part, path))
+
+    def asked_for(self, root: Hash) -> None:
+        """Somebody fetches this blob from us."""
+        for deal in self._deals.values():
+            if deal.mine is not None:
+                deal.mine.asked_for(root, self._core.now)
+
+    def on_part_request(self, sender: PeerId, message: PartRequest) -> None:
+        deal = self._find(sender, message)
+        if deal is not None and deal.mine is not None and self._core.may_answer(sender):
+            self._send_part(sender, deal, deal.mine, message.number)
+
+    def _offer_ms(self, deal: Deal) -> int | None:
+        """When the next of our parts is offered to another."""
+        own = deal.mine
+        if own is None:
+            return None
+        still = [n for n in range(deal.count) if n not in own.kept]
+        due = [own.moved_ms[n] + _PATIENCE_MS for n in still]
+        due += [own.sent_ms[n] + _AGAIN_MS for n in still if own.offered[n] and own.is_unheard(n)]
+        return min([*due, deal.due_ms + _RENEW_MS])
+
+    def _offer_again(self, deal: Deal, own: Own) -> None:
+        core, down = self._core, self._core.membership.down()
+        if core.now >= deal.due_ms + _RENEW_MS:
+            deal.due_ms = core.now
+            own.begin_again()  # who had them may have been restarted, and does not know it
+        for number, offered in enumerate(own.offered):
+            is_stuck = core.now >= own.moved_ms[number] + _PATIENCE_MS
+            is_gone = bool(offered) and offered[-1] in down
+            if number in own.kept:
+                continue
+            if is_stuck or is_gone or not offered:
+                self._pass_on(deal, own, number)
+            elif own.is_unheard(number) and core.now >= own.sent_ms[number] + _AGAIN_MS:
+                self._send_part(offered[-1], deal, own, number)
+
+    # Holders
+
+    def introduce(self, deal: Deal, author: PeerId, whole: Attachment) -> None:
+        """A contribution that was checked names this."""
+        if author in deal.wholes:
+            return
+        deal.wholes[author] = whole
+        for number in range(deal.count):
+            message = deal.unproved.pop((author, number), None)
+            if message is not None:
+                try:
+                    self._take(deal, author, message)
+                except RemoteError as error:
+                    self._core.blame(author, error)
+
+    def on_part(self, sender: PeerId, message: Part) -> None:
+        deal = self._find(sender, message)
+        if deal is None:
+            return
+        if message.author not in deal.mark.roster:
+            raise RemoteError("a stranger's part")
+        if message.author in deal.wholes:
+            self._take(deal, sender, message)
+        elif sender == message.author:
+            deal.unproved[sender, message.number] = message
+
+    def _take(self, deal: Deal, sender: PeerId, message: Part) -> None:
+        author, number = message.author, message.number
+        if (author, number) in deal.parts:
+            if deal.holds(author, number):
+                self._tell(author, deal, number)  # it did not hear of it
+            return
+        check_part(deal.wholes[author], deal.count, number, message.part, message.path)
+        deal.parts[author, number] = message.part
+        holders = dict.fromkeys((sender, author))
+        self._attachments.want(
+            (message.part,), message.round, holders, lambda: self._came(deal, author, number)
+        )
+
+    def _came(self, deal: Deal, author: PeerId, number: int) -> None:
+        deal.hold(author, number, self._core.me)
+        self._tell(author, deal, number)
+        self._conclude(deal)
+        self.came(deal)
+
+    def _tell(self, to: PeerId, deal: Deal, number: int) -> None:
+        if to != self._core.me:
+            place = deal.mark.round, deal.mark.hash[:8]
+            self._core.send(to, PartsHeld(*place, number, deal.seats_held(number)))
+
+    def tell(self, to: PeerId) -> None:
+        """Somebody may have to close the open round."""
+        deal = self.open_deal()
+        for number in deal.held if deal is not None else ():
+            assert deal is not None
+            self._tell(to, deal, number)
+
+    def _tell_ms(self, deal: Deal) -> int | None:
+        """When the collectors hear next of what is here."""
+        if not any(deal.held.values()):
+            return None
+        return deal.told_ms + (_TELL_MS if deal.is_news else _REPEAT_MS)
+
+    def _tell_collectors(self, deal: Deal) -> None:
+        due, now = self._tell_ms(deal), self._core.now
+        if due is None:
+            return
+        alive = set(self._core.membership.alive()) & set(deal.mark.roster.members)
+        if now >= due or (deal.is_news and deal.has_all(alive)):
+            deal.is_news, deal.told_ms = False, now
+            for collector in self._core.collectors():
+                self.tell(collector)
+
+    # Collectors
+
+    def await_all(self, deal: Deal, author: PeerId, done: Callable[[], None]) -> None:
+        """`done` is called once all parts of a contribution are on others' disks, or never."""
+        deal.waiting[author] = done
+        self._conclude(deal)
+
+    def on_parts_held(self, sender: PeerId, message: PartsHeld) -> None:
+        deal = self._find(sender, message)
+        if deal is None:
+            return
+        seats, key = Bits(len(deal.mark.roster), message.seats), (sender, message.number)
+        mine = deal.mark.roster.seat(self._core.me)
+        if deal.mine is not None and mine is not None and mine in seats:
+            deal.mine.kept.add(message.number)
+        if deal.told.get(key) == message.seats:
+            return
+        if key not in deal.told and sum(who == sender for who, _ in deal.told) >= _NUMBERS_MAX:
+            raise RemoteError("a holder of too many parts")
+        deal.told[key] = message.seats
+        deal.hear(sender, message.number, seats)
+        self._conclude(deal)
+
+    def _conclude(self, deal: Deal) -> None:
+        for author in [a for a in deal.waiting if deal.is_covered(a) or self._is_alone(deal, a)]:
+            deal.waiting.pop(author)()
+
+    def _is_alone(self, deal: Deal, author: PeerId) -> bool:
+        """The last one that is up vouches for itself (P4)."""
+        core = self._core
+        return author == core.me and not any(self._candidates(deal, n) for n in range(deal.count))
+
+    # Time
+
+    def tick(self) -> None:
+        deal = self.open_deal()
+        if deal is None:
+            return
+        if deal.mine is not None:
+            self._offer_again(deal, deal.mine)
+        self._tell_collectors(deal)
+        self._conclude(deal)

@@ -1,0 +1,340 @@
+"""Attachments in parts: names, and what one peer does about them, seen from its door."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.blobs import Bits
+from protocol.entries import Attachment, Entry
+from protocol.errors import RemoteError
+from protocol.events import AddUp, BlobKept, GiveBack, OfferSum, Summed, SumRefused, Tick, WorkDone
+from protocol.ids import Hash, PeerId, digest
+from protocol.messages import (
+    Accepted,
+    BlobRequest,
+    Closed,
+    Contribute,
+    Part,
+    PartRequest,
+    PartsHeld,
+    Propose,
+    Sum,
+    SumRequest,
+)
+from protocol.parts import SumName, check_part, path_to, whole_of
+from protocol.rounds import ranking
+from protocol.rules import Quorum, Rules
+from tests.machine.making import RUN, Door, bring, closed, genesis, ids
+
+P = ids(4)
+START = genesis(P)
+RANKED = ranking(RUN, 0, START.roster)
+FIRST, SECOND, THIRD, LAST = RANKED
+RULES = Rules(attachment_bytes_max=1_000, parts_max=2)
+MAJORITY = replace(RULES, quorum=Quorum.MAJORITY)
+PLACE = 0, START.hash[:8]
+
+
+def part(author: PeerId, number: int) -> Attachment:
+    return Attachment(digest("part of a test", author, bytes([number])), 10 + number)
+
+
+def parts(author: PeerId) -> tuple[Attachment, ...]:
+    return part(author, 0), part(author, 1)
+
+
+def named(author: PeerId, number: int) -> Part:
+    return Part(*PLACE, author, number, part(author, number), path_to(parts(author), number))
+
+
+def seats(*authors: PeerId) -> bytes:
+    bits = Bits(4)
+    for author in authors:
+        seat = START.roster.seat(author)
+        assert seat is not None
+        bits.add(seat)
+    return bits.encode()
+
+
+def work(door: Door) -> WorkDone:
+    whole = whole_of(parts(door.me))
+    return WorkDone(0, START.hash, 7, b"8 bytes!", 1.5, None, None, whole, parts(door.me))
+
+
+def contribute(door: Door, author: PeerId) -> None:
+    door.hear(author, bring(START, author, whole_of(parts(author))))
+
+
+def take(door: Door, author: PeerId, number: int) -> None:
+    """`author` hands over a part, and the disk keeps it."""
+    door.hear(author, named(author, number))
+    door.peer._transfers._orders.pop(part(author, number).root)
+    door.on(BlobKept(part(author, number).root, is_here=True))
+
+
+def held(door: Door) -> set[PeerId]:
+    return set(door.peer._closing._round.held)
+
+
+# Names
+
+
+@given(st.integers(1, 40), st.data())
+def test_a_part_belongs_to_one_place_of_one_whole(count: int, data: st.DataObject) -> None:
+    made = [Attachment(digest("a part", bytes([n])), 1 + n) for n in range(count)]
+    whole, number = whole_of(made), data.draw(st.integers(0, count - 1))
+    path = path_to(made, number)
+    check_part(whole, count, number, made[number], path)
+    assert len(path) <= 6
+    for bad in (
+        (whole, count, number, made[number], (*path, whole.root)),
+        (whole, count, number, replace(made[number], size=made[number].size + 1), path),
+        (whole, count, number, replace(made[number], root=Hash(bytes(32))), path),
+        (whole, count, number + 1, made[number], path),
+        (replace(whole, root=Hash(bytes(32))), count, number, made[number], path),
+        *([(whole, count, number, made[number], path[:-1])] if path else []),
+    ):
+        with pytest.raises(RemoteError):
+            check_part(*bad)
+
+
+def test_a_size_beyond_the_whole_is_refused() -> None:
+    made = (Attachment(Hash(bytes(32)), 5), Attachment(Hash(bytes(32)), 0))
+    whole = whole_of(made)
+    with pytest.raises(RemoteError, match="of 0 bytes"):
+        check_part(whole, 2, 1, made[1], path_to(made, 1))
+    with pytest.raises(RemoteError, match="of 6 bytes"):
+        check_part(whole, 2, 0, replace(made[0], size=6), path_to(made, 0))
+
+
+# Authors
+
+
+def test_each_part_goes_to_the_first_who_will_sum_it() -> None:
+    """With the contribution that it is of; its author's own goes to the next."""
+    door = Door(FIRST, P, RULES)
+    door.on(work(door))
+    sent = {(to[0], message.number) for to, message in door.sent(Part)}
+    assert sent == {(SECOND, 0), (SECOND, 1)}
+    door = Door(LAST, P, RULES)
+    door.on(work(door))
+    assert {(to[0], message.number) for to, message in door.sent(Part)} == {(FIRST, 0), (SECOND, 1)}
+    told = {to[0] for to, _ in door.sent(Contribute)}
+    assert {FIRST, SECOND} <= told
+
+
+def test_what_nobody_takes_is_offered_to_the_next() -> None:
+    """P4: once more to the same one first, because it may have been lost."""
+    door = Door(LAST, P, RULES)
+    door.on(work(door))
+    door.hear(SECOND, PartsHeld(*PLACE, 1, seats(LAST)))
+    offered: list[tuple[PeerId, int]] = []
+    for now in range(0, 9_000, 250):
+        door.now = now
+        door.on(Tick())
+        offered += [(to[0], message.number) for to, message in door.sent(Part)]
+    assert [to for to, number in offered if number == 0][:4] == [FIRST] * 3 + [SECOND]
+    assert not [number for _, number in offered if number == 1], "somebody has it"
+
+
+def test_our_own_work_in_other_parts_is_a_bug_of_ours() -> None:
+    door = Door(FIRST, P, RULES)
+    with pytest.raises(Exception, match="has 1 parts, not 2"):
+        door.on(replace(work(door), parts=parts(FIRST)[:1]))
+
+
+def test_work_that_comes_too_late_can_be_given_back() -> None:
+    """P3: what it was made of is on disk before that is asked for."""
+    door = Door(FIRST, P, RULES)
+    late = replace(work(door), parent=Hash(bytes(32)))
+    door.on(late)
+    (given,) = door.of(GiveBack)
+    assert given.attached == late.attached
+    assert door.written("parts") == {late.attached.root if late.attached else None}
+
+
+# Holders and collectors
+
+
+def test_a_contribution_counts_once_others_hold_all_of_it() -> None:
+    """P3: its author's word for itself is none."""
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    assert held(door) == set()
+    door.hear(LAST, PartsHeld(*PLACE, 1, seats(LAST)))
+    assert held(door) == set()
+    door.hear(SECOND, PartsHeld(*PLACE, 1, seats(THIRD)))
+    assert held(door) == set()
+    door.hear(SECOND, PartsHeld(*PLACE, 1, seats(THIRD, LAST)))
+    assert held(door) == {LAST}
+
+
+def test_who_has_a_part_tells_its_author_and_the_collectors() -> None:
+    door = Door(SECOND, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 1)
+    told = [(to[0], message.number, message.seats) for to, message in door.sent(PartsHeld)]
+    assert (LAST, 1, seats(LAST)) in told
+    door.now = 500
+    door.on(Tick())
+    told = [(to[0], message.number, message.seats) for to, message in door.sent(PartsHeld)]
+    assert {to for to, _, _ in told} == {FIRST, THIRD}
+
+
+def test_a_part_may_come_before_its_contribution() -> None:
+    door = Door(FIRST, P, RULES)
+    door.hear(LAST, named(LAST, 0))
+    assert not door.sent(BlobRequest)
+    contribute(door, LAST)
+    assert [message.root for _, message in door.sent(BlobRequest)] == [part(LAST, 0).root]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        replace(named(LAST, 0), number=2),
+        replace(named(LAST, 0), number=1),
+        replace(named(LAST, 0), author=PeerId(bytes(32))),
+        replace(named(LAST, 0), path=()),
+        PartsHeld(*PLACE, 2, seats(LAST)),
+        PartsHeld(*PLACE, 0, b"\x10"),
+        PartsHeld(*PLACE, 0, b"\x01\x00"),
+        PartRequest(*PLACE, 2),
+    ],
+)
+def test_what_does_not_fit_is_counted_against_its_sender(message: Part) -> None:
+    """P6."""
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    door.hear(LAST, message)
+    assert len(door.faults()) == 1
+    assert not door.sent(BlobRequest)
+
+
+def test_a_stranger_has_no_say() -> None:
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    for message in (named(LAST, 0), PartsHeld(*PLACE, 0, seats(LAST)), PartRequest(*PLACE, 0)):
+        door.hear(PeerId(digest("a stranger")), message)
+        assert len(door.faults()) == 1
+    assert held(door) == set()
+
+
+# Sums
+
+
+def entry_of(author: PeerId) -> Entry:
+    return closed(START, THIRD, author, whole_of(parts(author)))
+
+
+def test_who_is_first_adds_up_and_tells_who_asks() -> None:
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    entry = entry_of(LAST)
+    name = SumName(entry.hash, 0)
+    door.hear(THIRD, SumRequest(entry.hash, (0,)))
+    door.hear(THIRD, Closed(entry))
+    (task,) = door.of(AddUp)
+    assert (task.name, task.parts, task.is_first) == (name, (part(LAST, 0),), True)
+    asked = [(to[0], message.numbers) for to, message in door.sent(SumRequest)]
+    assert asked == [(SECOND, (1,))], "the other one, of who adds that up"
+    made = Attachment(digest("a sum"), 10)
+    door.on(Summed(name, made))
+    assert door.written("sums")
+    assert [(to[0], m.sum) for to, m in door.sent(Sum)] == [(THIRD, made)]
+    door.hear(LAST, SumRequest(entry.hash, (0,)))
+    assert [task.to for task in door.of(OfferSum)] == [LAST]
+
+
+def test_the_next_calls_for_parts_and_adds_up_when_asked() -> None:
+    """P4: the first is silent. Whoever asks another has waited for it."""
+    door = Door(SECOND, P, RULES)
+    entry = entry_of(LAST)
+    door.hear(THIRD, Closed(entry))
+    assert [(to[0], m.numbers) for to, m in door.sent(SumRequest)] == [(FIRST, (0,))]
+    called = [(to[0], message.number) for to, message in door.sent(PartRequest)]
+    assert called == [(LAST, 1)], "its own it calls for"
+    door.hear(THIRD, SumRequest(entry.hash, (0,)))
+    assert [(to[0], message.number) for to, message in door.sent(PartRequest)] == [(LAST, 0)]
+    take(door, LAST, 0)
+    (task,) = door.of(AddUp)
+    assert (task.name.number, task.is_first) == (0, False)
+
+
+def test_an_author_answers_a_call() -> None:
+    door = Door(LAST, P, RULES)
+    door.on(work(door))
+    door.sent(Part)
+    door.hear(THIRD, PartRequest(*PLACE, 1))
+    assert [(to[0], m.number, m.part) for to, m in door.sent(Part)] == [(THIRD, 1, part(LAST, 1))]
+
+
+def test_a_sum_that_was_refused_is_fetched_of_another() -> None:
+    """P6: and never again under that name."""
+    door = Door(LAST, P, RULES)
+    entry = entry_of(THIRD)
+    door.hear(THIRD, Closed(entry))
+    name, bad = SumName(entry.hash, 0), Attachment(digest("no sum"), 10)
+    door.hear(FIRST, Sum(entry.hash, 0, bad))
+    door.peer._transfers._orders.pop(bad.root)
+    door.on(BlobKept(bad.root, is_here=True))
+    assert door.peer._gathering.holds([name])
+    door.sent(SumRequest)
+    door.on(SumRefused(name))
+    assert not door.peer._gathering.holds([name])
+    (asked,) = {to[0] for to, message in door.sent(SumRequest) if 0 in message.numbers}
+    door.hear(asked, Sum(entry.hash, 0, bad))
+    assert not door.sent(BlobRequest)
+
+
+@pytest.mark.parametrize("sum", [Attachment(digest("x"), 0), Attachment(digest("x"), 1_001)])
+def test_a_sum_of_an_impossible_size_is_not_fetched(sum: Attachment) -> None:
+    """P6."""
+    door = Door(LAST, P, RULES)
+    entry = entry_of(THIRD)
+    door.hear(THIRD, Closed(entry))
+    door.hear(FIRST, Sum(entry.hash, 0, sum))
+    assert not door.sent(BlobRequest)
+
+
+def test_most_accept_only_what_they_could_merge() -> None:
+    """P3: the proposal is known first, or nobody could add anything up; the votes come after."""
+    door = Door(THIRD, P, MAJORITY)
+    entry = closed(START, FIRST, LAST, whole_of(parts(LAST)))
+    door.hear(FIRST, Propose(0, entry))
+    assert not door.sent(Accepted)
+    assert {to[0] for to, _ in door.sent(SumRequest)} == {FIRST, SECOND}
+    for number, holder in enumerate((FIRST, SECOND)):
+        sum = Attachment(digest("a sum", bytes([number])), 9)
+        door.hear(holder, Sum(entry.hash, number, sum))
+        door.peer._transfers._orders.pop(sum.root)
+        assert not door.sent(Accepted)
+        door.on(BlobKept(sum.root, is_here=True))
+    assert [message.entry for _, message in door.sent(Accepted)] == [entry.hash]
+
+
+def test_the_proposer_accepts_last_of_all_what_it_proposed() -> None:
+    door = Door(FIRST, P, MAJORITY)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    door.hear(SECOND, PartsHeld(*PLACE, 1, seats(LAST)))
+    door.now = 35_100
+    door.on(Tick())
+    (_, proposal), *_ = door.sent(Propose)
+    lead = door.peer._closing._round.lead
+    assert lead is not None
+    assert lead.accepts == set()
+    for number, holder in enumerate((FIRST, SECOND)):
+        sum = Attachment(digest("a sum", bytes([number])), 9)
+        name = SumName(proposal.entry.hash, number)
+        if holder == FIRST:
+            door.on(Summed(name, sum))
+        else:
+            door.hear(holder, Sum(name.entry, number, sum))
+            door.peer._transfers._orders.pop(sum.root)
+            door.on(BlobKept(sum.root, is_here=True))
+    assert lead.accepts == {FIRST}
