@@ -4,25 +4,43 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from node.ports import Blobs, Disk, NoProber, Prober, Transport, Watcher, Worker
+from node.ports import (
+    Blobs,
+    Disk,
+    Gossiper,
+    NoGossiper,
+    NoProber,
+    Prober,
+    Transport,
+    Watcher,
+    Worker,
+)
 from protocol.codec import encode
 from protocol.events import (
     AddUp,
     Answer,
     Apply,
+    CloseExchange,
     Connect,
     Disconnect,
     DropBlob,
+    DropDoubts,
     EchoBack,
     Effect,
+    ForgetDecision,
     GiveBack,
     Halt,
     Hold,
     KeepBlob,
+    Members,
+    ModelFetched,
+    MoveStretch,
     Note,
     OfferBlob,
+    OfferStretch,
     OfferSum,
     OpenBlob,
+    OpenExchange,
     Patch,
     Proceed,
     Rebuild,
@@ -36,6 +54,8 @@ from protocol.events import (
     StopWork,
     StorePiece,
     TakeChecks,
+    TakeModel,
+    TakeStretch,
     TryDial,
 )
 from protocol.messages import Echoed, Entries
@@ -54,6 +74,7 @@ class Shell:
     blobs: Blobs
     watcher: Watcher
     prober: Prober = field(default_factory=NoProber)
+    gossiper: Gossiper = field(default_factory=NoGossiper)
 
 
 def perform(effects: Iterable[Effect], shell: Shell) -> None:
@@ -122,6 +143,19 @@ def perform(effects: Iterable[Effect], shell: Shell) -> None:
                 shell.worker.serve_mend(effect)
             case Patch():
                 shell.worker.patch(effect)
+            case (
+                Members()
+                | OpenExchange()
+                | OfferStretch()
+                | TakeStretch()
+                | MoveStretch()
+                | CloseExchange()
+                | DropDoubts()
+                | ForgetDecision()
+                | TakeModel()
+                | ModelFetched()
+            ):
+                shell.gossiper.do(effect)
             case Note():
                 shell.watcher.note(effect)
             case Halt():

@@ -12,6 +12,7 @@ from protocol.events import (
     Apply,
     EchoBack,
     GiveBack,
+    Gossip,
     Halt,
     Hold,
     KeepBlob,
@@ -123,6 +124,21 @@ class Prober(Protocol):
         ...
 
     def answered(self, answer: Answer) -> None: ...
+
+
+class Gossiper(Protocol):
+    """Holds a model of this peer's own, where peers gossip. Wishes are granted in the order given;
+    results come back as events.
+    """
+
+    def do(self, wish: Gossip) -> None: ...
+
+
+class NoGossiper:
+    """Where all hold one model in common."""
+
+    def do(self, wish: Gossip) -> None:
+        pass
 
 
 class NoProber:

@@ -27,6 +27,7 @@ from protocol.entries import (
 from protocol.errors import RemoteError
 from protocol.ids import TIP_BYTES
 from protocol.messages import (
+    Absence,
     Accepted,
     Ack,
     BlobOffer,
@@ -34,6 +35,7 @@ from protocol.messages import (
     Closed,
     Commit,
     Contribute,
+    Counted,
     DialBack,
     DialledBack,
     Echo,
@@ -49,10 +51,14 @@ from protocol.messages import (
     Leave,
     Level,
     Locator,
+    Meet,
     Mend,
     MendRequest,
     Message,
+    ModelHeld,
+    ModelRequest,
     Nack,
+    NotMeeting,
     Part,
     PartRequest,
     PartsHeld,
@@ -64,13 +70,17 @@ from protocol.messages import (
     Prepare,
     Promise,
     Propose,
+    Ready,
     Refused,
     Relay,
     Rumor,
+    StretchFrame,
+    StretchRequest,
     Sum,
     SumRequest,
     Sync,
     Unrelayed,
+    Verdict,
     View,
     Way,
     Welcome,
@@ -109,6 +119,10 @@ FILLER_BYTES_MAX: Final = 64 << 10
 PARTS_MAX: Final = 1_024
 PATH_MAX: Final = 10  # hashes, for so many parts
 SEATS_BYTES_MAX: Final = 8_192
+STRETCHES_MAX: Final = 65_536
+STRETCH_FRAMES_MAX: Final = 4_096
+FRAMES_ASKED_MAX: Final = 64
+VIEW_BYTES: Final = 16
 
 
 def unpack(raw: bytes) -> Any:  # noqa: ANN401 - whatever msgpack finds
@@ -162,6 +176,11 @@ _MENDED: Final[Field[tuple[int, bytes]]] = pair(_NUMBER, blob(1, CHUNK_BYTES))
 _WAY: Final = record(Way, text(256), optional(uint(U32)))
 _WHY: Final[Field[Why]] = converted(uint(255), Why, int)
 _PART: Final = uint(PARTS_MAX - 1)
+_VIEW: Final[Field[bytes]] = blob(VIEW_BYTES, VIEW_BYTES)
+_ABSENCE: Final[Field[Absence]] = converted(uint(255), Absence, int)
+_STRETCH: Final = uint(STRETCHES_MAX - 1)
+_STRETCHES: Final[Field[bytes]] = blob(1, STRETCHES_MAX // 8)
+_FRAME: Final = uint(STRETCH_FRAMES_MAX - 1)
 _FILLER: Final[Field[bytes]] = blob(0, FILLER_BYTES_MAX)
 
 # The table of kinds. A number, once given, keeps its meaning for as long as VERSION stays.
@@ -226,6 +245,25 @@ _KINDS: Final[dict[int, tuple[type, Field[Any]]]] = {
     42: (PartRequest, record(PartRequest, ROUND, _TIP, _PART)),
     43: (SumRequest, record(SumRequest, HASH, many(_PART, PARTS_MAX))),
     44: (Sum, record(Sum, HASH, _PART, ATTACHMENT)),
+    48: (Meet, record(Meet, HASH, ROUND, _VIEW, uint(U64), FLAG)),
+    49: (NotMeeting, record(NotMeeting, HASH, ROUND, _ABSENCE)),
+    50: (StretchRequest, record(StretchRequest, HASH, _STRETCH, many(_FRAME, FRAMES_ASKED_MAX))),
+    51: (
+        StretchFrame,
+        record(
+            StretchFrame,
+            HASH,
+            _STRETCH,
+            _FRAME,
+            uint(STRETCH_FRAMES_MAX),
+            blob(1, CHUNK_BYTES),
+        ),
+    ),
+    52: (Ready, record(Ready, HASH, _STRETCHES)),
+    53: (Verdict, record(Verdict, HASH, blob(0, STRETCHES_MAX // 8), FLAG)),
+    54: (Counted, record(Counted, HASH, _STRETCHES)),
+    55: (ModelRequest, record(ModelRequest, _SEQUENCE)),
+    56: (ModelHeld, record(ModelHeld, _SEQUENCE, optional(ATTACHMENT), uint(U64), ROUND, SCALAR)),
 }
 _NUMBERS: Final = {cls: number for number, (cls, _) in _KINDS.items()}
 

@@ -161,6 +161,118 @@ class Patched:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Gathering:
+    """A meeting that a peer comes to."""
+
+    peers: tuple[PeerId, ...]  # in the meeting's order, us among them
+    is_directed: bool = False  # the first sends to the second, who sends nothing
+    is_asked: bool = False  # the first asks, and the second does not know of it yet
+
+
+@dataclass(frozen=True, slots=True)
+class Offering:
+    """How large what is exchanged is, the same for all peers of a run."""
+
+    view: bytes  # of the members that meetings are drawn from
+    stretches: int  # 1 or more
+    stretch_bytes_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class MeetAsked:
+    """We have come to the exchange `number`; none before had this number or a higher one. Each of
+    its meetings is answered with `CloseExchange`, by itself.
+    """
+
+    number: int
+    gatherings: tuple[Gathering, ...]
+    offering: Offering
+    wait_ms: int  # how long others may let us wait, before and during it
+
+
+@dataclass(frozen=True, slots=True)
+class MeetsAnyone:
+    """From now on others may ask us for an exchange; None: not any more."""
+
+    offering: Offering | None
+    wait_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """For `OfferStretch`."""
+
+    session: Hash
+    stretch: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """For `TakeStretch`: we can move by it whenever we are told to, also after a crash; or what
+    `spoiler` sent is nothing that an honest peer sends.
+    """
+
+    session: Hash
+    stretch: int
+    spoiler: PeerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """For `MoveStretch`: done, and on the disk."""
+
+    session: Hash
+    stretch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Of our own making: these stretches count. Others may not know it yet."""
+
+    session: Hash
+    stretches: bytes  # a map
+    others: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """These stretches are prepared, and only `decider` knows whether they count."""
+
+    session: Hash
+    stretches: bytes  # a map
+    decider: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What the disk knows of earlier exchanges. Comes before the first `MeetAsked`."""
+
+    decisions: tuple[Decision, ...]
+    doubts: tuple[Doubt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWanted:
+    """Ask `peer` for its model as it is now; answered with `ModelFetched`."""
+
+    peer: PeerId
+    sequence: int  # of our own questions
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTaken:
+    """For `TakeModel`: on the disk, or there is none to give yet."""
+
+    to: PeerId
+    sequence: int
+    model: Attachment | None
+    tokens: int
+    number: int
+    heldout: float | None
+
+
 Event = (
     Started
     | Received
@@ -174,6 +286,14 @@ Event = (
     | BlobKept
     | Summed
     | SumRefused
+    | MeetAsked
+    | MeetsAnyone
+    | Offered
+    | Prepared
+    | Moved
+    | Recalled
+    | ModelWanted
+    | ModelTaken
     | ChecksTaken
     | Patched
     | Ask
@@ -340,6 +460,120 @@ class AddUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Members:
+    """Those of the round that is open are others now."""
+
+    members: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenExchange:
+    """All peers of a meeting are there."""
+
+    session: Hash
+    number: int
+    gathering: Gathering
+
+
+@dataclass(frozen=True, slots=True)
+class OfferStretch:
+    """Answer with `Offered`."""
+
+    session: Hash
+    stretch: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakeStretch:
+    """What others offer of a stretch: none, if they only receive. Answer with `Prepared`; if we do
+    not decide, only once all that a move by it takes is on the disk.
+    """
+
+    session: Hash
+    stretch: int
+    offers: tuple[tuple[PeerId, bytes], ...]
+    decider: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class MoveStretch:
+    """It counts. Move by it, put that on the disk, answer with `Moved`. If it is we who decided,
+    `others` have to hear of it, and the disk has to know that.
+    """
+
+    session: Hash
+    stretch: int
+    others: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseExchange:
+    """A meeting is over, or never began. Of what was prepared, only those in `doubts` may still
+    count.
+    """
+
+    gathering: Gathering
+    number: int
+    session: Hash | None  # None: it never began
+    is_whole: bool
+    doubts: bytes  # a map
+    reason: str
+    ahead: int  # the highest number of an exchange that others are at, as far as we know
+
+
+@dataclass(frozen=True, slots=True)
+class DropDoubts:
+    """What was in doubt in that session, and was not moved by, does not count."""
+
+    session: Hash
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetDecision:
+    """Everybody knows it."""
+
+    session: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class TakeModel:
+    """Put our model on the disk, answer with `ModelTaken`."""
+
+    to: PeerId
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFetched:
+    """It is on the disk, kept like an attachment of that round; None: it did not come."""
+
+    peer: PeerId
+    sequence: int
+    round: int
+    model: Attachment | None
+    tokens: int
+    number: int
+    heldout: float | None
+    reason: str
+
+
+Gossip = (
+    Members
+    | OpenExchange
+    | OfferStretch
+    | TakeStretch
+    | MoveStretch
+    | CloseExchange
+    | DropDoubts
+    | ForgetDecision
+    | TakeModel
+    | ModelFetched
+)
+"""What a peer that gossips asks of whoever holds its model."""
+
+
+@dataclass(frozen=True, slots=True)
 class Proceed:
     """What `Behind` said to be lacking is here: go on along the chain."""
 
@@ -469,4 +703,5 @@ Effect = (
     | Answer
     | Note
     | Halt
+    | Gossip
 )

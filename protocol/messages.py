@@ -339,6 +339,98 @@ class Sum:
     sum: Attachment
 
 
+# Meetings of peers that gossip
+
+
+@dataclass(frozen=True, slots=True)
+class Meet:
+    """I have come to this meeting; without an answer to it, nothing is sent."""
+
+    topic: Hash  # what all of it can compute: the number, the view, the peers
+    number: int  # of the exchange
+    view: bytes  # the members that it was drawn from
+    epoch: int  # number of the sender's card when its process began
+    wants_reply: bool
+
+
+class Absence(IntEnum):
+    """Why a peer does not come to a meeting."""
+
+    PAST = 0  # it is at a later one
+    BUSY = 1
+    OTHER_VIEW = 2  # it knows other members, and so meets others
+
+
+@dataclass(frozen=True, slots=True)
+class NotMeeting:
+    """Do not wait for me there; `number` is of the exchange that I am at."""
+
+    topic: Hash
+    number: int
+    why: Absence
+
+
+@dataclass(frozen=True, slots=True)
+class StretchRequest:
+    """Send these frames of what you offer of a stretch, once you have it."""
+
+    session: Hash
+    stretch: int
+    frames: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StretchFrame:
+    session: Hash
+    stretch: int
+    frame: int
+    frames: int  # of this offer
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """All that I need of these stretches is on my disk. What became of them?"""
+
+    session: Hash
+    stretches: bytes  # a map, as of chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """These stretches count. Final: no others will."""
+
+    session: Hash
+    stretches: bytes
+    is_final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """I have moved by these stretches, and it is on my disk."""
+
+    session: Hash
+    stretches: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """Put your model on your disk as it is now, and say where."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHeld:
+    """My model; nothing while there is none."""
+
+    sequence: int
+    model: Attachment | None
+    tokens: int  # that it was trained on
+    number: int  # of the exchange that I am at
+    heldout: float | None
+
+
 # Repairs
 
 
@@ -475,4 +567,13 @@ Message = (
     | PartRequest
     | SumRequest
     | Sum
+    | Meet
+    | NotMeeting
+    | StretchRequest
+    | StretchFrame
+    | Ready
+    | Verdict
+    | Counted
+    | ModelRequest
+    | ModelHeld
 )

@@ -36,9 +36,17 @@ from protocol.events import (
     Event,
     GiveBack,
     Halt,
+    MeetAsked,
+    MeetsAnyone,
+    ModelTaken,
+    ModelWanted,
     MoveAsked,
+    Moved,
+    Offered,
     Patched,
+    Prepared,
     Rebuild,
+    Recalled,
     Received,
     Started,
     StopAsked,
@@ -53,6 +61,7 @@ from protocol.holdings import Holdings
 from protocol.identity import Keys
 from protocol.ids import Hash, Millis, PeerId, RunId
 from protocol.ledger import Judge, Ledger, Mark, Step
+from protocol.meetings import Meetings
 from protocol.membership import Membership
 from protocol.mending import Mending
 from protocol.messages import (
@@ -63,6 +72,7 @@ from protocol.messages import (
     Closed,
     Commit,
     Contribute,
+    Counted,
     DialBack,
     DialledBack,
     Echo,
@@ -74,10 +84,14 @@ from protocol.messages import (
     Introduce,
     Join,
     Leave,
+    Meet,
     Mend,
     MendRequest,
     Message,
+    ModelHeld,
+    ModelRequest,
     Nack,
+    NotMeeting,
     Part,
     PartRequest,
     PartsHeld,
@@ -89,15 +103,20 @@ from protocol.messages import (
     Prepare,
     Promise,
     Propose,
+    Ready,
     Refused,
     Relay,
+    StretchFrame,
+    StretchRequest,
     Sum,
     SumRequest,
     Sync,
     Unrelayed,
+    Verdict,
     View,
     Welcome,
 )
+from protocol.models import Models
 from protocol.open_round import Vote
 from protocol.parts import SumName
 from protocol.recovery import Recovery
@@ -171,6 +190,8 @@ class Peer:
         self._catchup = CatchUp(self._core, self._advance, self._retreat.reconsider)
         self._recovery = Recovery(self._core, self._transfers, lambda: self._catchup.busy)
         self._mending = Mending(self._core)
+        self._meetings = Meetings(self._core)
+        self._models = Models(self._core, self._transfers)
         self._admissions = Admissions(self._core, self._catchup, self._is_ready)
         self._ballots = Ballots(
             self._core,
@@ -224,6 +245,11 @@ class Peer:
     def relay_counts(self) -> RelayCounts:
         return self._relaying.counts
 
+    @property
+    def doubts(self) -> int:
+        """Exchanges of which this peer does not know whether they count."""
+        return self._meetings.doubts
+
     def relay_of(self, peer: bytes) -> PeerId | None:
         """Who passes on what we send to `peer`; None: it goes there by itself."""
         return self._relaying.relay_of(peer)
@@ -248,6 +274,8 @@ class Peer:
             self._gathering.wake_ms,
             self._recovery.wake_ms,
             self._relaying.wake_ms,
+            self._meetings.wake_ms,
+            self._models.wake_ms,
             self._stop_at_ms,
             self._core.membership.wake_ms if self._core.is_member else None,
         ):
@@ -308,10 +336,27 @@ class Peer:
                 self._transfers.opened(event)
             case BlobKept():
                 self._attachments.kept(event)
+                self._models.kept(event)
             case Summed():
                 self._gathering.summed(event)
             case SumRefused():
                 self._gathering.refused(event.name)
+            case MeetAsked():
+                self._meetings.meet(event)
+            case MeetsAnyone():
+                self._meetings.meet_anyone(event)
+            case Offered():
+                self._meetings.offered(event)
+            case Prepared():
+                self._meetings.prepared(event)
+            case Moved():
+                self._meetings.has_moved(event)
+            case Recalled():
+                self._meetings.recall(event)
+            case ModelWanted():
+                self._models.want(event)
+            case ModelTaken():
+                self._models.taken(event)
             case ChecksTaken():
                 self._mending.taken(event)
             case Patched():
@@ -353,6 +398,7 @@ class Peer:
         saved = self._saved
         self._closing.restore(saved.vote or Vote(), saved.mine, saved.parts, saved.took)
         self._saved = Saved()
+        self._meetings.start()
         self._admissions.start(event.token, event.sponsor)
         if core.is_member:
             self._announce()
@@ -410,6 +456,8 @@ class Peer:
         self._recovery.tick()
         self._admissions.tick()
         self._relaying.tick()
+        self._meetings.tick()
+        self._models.tick()
         self._closing.advance()
         if self._stop_at_ms is not None and core.now >= self._stop_at_ms and not self._halted:
             self._depart()
@@ -525,6 +573,20 @@ class Peer:
                 self._gathering.on_sum_request(sender, message)
             case Sum():
                 self._gathering.on_sum(sender, message)
+            case (
+                Meet()
+                | NotMeeting()
+                | StretchRequest()
+                | StretchFrame()
+                | Ready()
+                | Verdict()
+                | Counted()
+            ):
+                self._meetings.hear(sender, message)
+            case ModelRequest():
+                self._models.on_request(sender, message)
+            case ModelHeld():
+                self._models.on_held(sender, message)
             case MendRequest():
                 self._mending.on_request(sender, message)
             case Mend():
@@ -631,6 +693,7 @@ class Peer:
         self._holdings.moved()
         self._catchup.moved()
         self._admissions.opened()
+        self._meetings.moved()
         self._closing.open()
 
     def _append(self, step: Step) -> None:

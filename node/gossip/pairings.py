@@ -42,6 +42,7 @@ _CLOCK: Final = "peertrain 2026-11 gossip clock v1"
 _KEY_BITS: Final = 64
 _MATCH, _ORDER, _TARGET, _RANK = range(4)  # purposes of keys
 GROUP_MAX: Final = 64
+_SKIPPED_MAX: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,14 @@ def partners(view: View, me: bytes, number: int) -> Iterator[bytes]:
         place = swapped.get(chosen, chosen)
         swapped[chosen] = swapped.pop(at, at)
         yield view.members[place + (place >= own)]
+
+
+def next_number(number: int, ahead: int) -> int:
+    """Of the exchange after `number`, if others are at `ahead`. Who is far behind skips what nobody
+    waits for any more; one that others wait for is not skipped. Nobody is led astray by more than
+    `_SKIPPED_MAX` at a time.
+    """
+    return number + 1 if ahead <= number + 1 else min(ahead, number + _SKIPPED_MAX)
 
 
 def exponential_wait(

@@ -13,7 +13,9 @@ from functools import lru_cache
 from typing import Final
 
 from node.perform import Shell, perform
+from node.ports import NoGossiper
 from node.sim.blobs import SimBlob, SimBlobs
+from node.sim.gossiping import Gossiping, StubGossiper
 from node.sim.network import Link, Network
 from node.sim.stub import Commits, Payloads, Snapshots, StubWorker
 from protocol.codec import decode, encode
@@ -104,6 +106,7 @@ class SimPeer:
     sequence: int = 0
     shell: Shell | None = None
     worker: StubWorker | None = None
+    gossiper: StubGossiper | None = None  # where peers gossip
     life: int = 0  # counts starts, so that events for an earlier process are dropped
     paused_until_ms: float = 0.0
     wake_ms: float | None = None
@@ -166,7 +169,9 @@ class World:
         own_links: Sequence[Link] = (),  # one for each peer; none: all have `link`
         on_frame: Callable[[bytes], None] = lambda frame: None,
         relay_limits: RelayLimits | None = None,
+        gossiping: Gossiping | None = None,
     ) -> None:
+        self.gossiping = gossiping
         self.chance = random.Random(seed)
         self.rules = rules or Rules(window_ms=1_000, deadline_ceiling_ms=3_000)
         self._relay_limits = relay_limits
@@ -295,16 +300,44 @@ class World:
             worker,
             SimBlobs(who.blobs, who.disk, send, later),
             _SimWatcher(self, who),
+            gossiper=self._gossiper(who, later, call_later) or NoGossiper(),
         )
         who.wake_ms = None
         known = saved_cards(who.disk) or who.contacts
         self._step(who, Started(self._card(who.keys, who.sequence), known, who.token))
 
+    def _gossiper(
+        self,
+        who: SimPeer,
+        later: Callable[[float, Event], None],
+        call_later: Callable[[float, Callable[[], None]], None],
+    ) -> StubGossiper | None:
+        if self.gossiping is None:
+            return None
+        mass = self.mass_at_first(who)
+        who.gossiper = StubGossiper(
+            who.id,
+            self.run,
+            self.gossiping,
+            who.disk,
+            mass,
+            later,
+            call_later,
+            self.chance.random,
+        )
+        return who.gossiper
+
+    def mass_at_first(self, who: SimPeer) -> list[int]:
+        """Of a peer that gossips, before its first exchange."""
+        assert self.gossiping is not None
+        numbers = range(self.gossiping.stretches)
+        return [int.from_bytes(digest("mass", who.id, bytes([n]))[:5], "big") for n in numbers]
+
     def crash(self, who: SimPeer) -> None:
         """kill -9."""
         if who.worker is not None:
             who.made += who.worker.made
-        who.shell = who.worker = None
+        who.shell = who.worker = who.gossiper = None
         who.life += 1
         self.network.reach.restarted(who.id)
 

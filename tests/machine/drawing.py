@@ -9,7 +9,23 @@ import hypothesis.strategies as st
 
 from protocol.codec import FILLER_BYTES_MAX, PARTS_MAX, encode_body
 from protocol.entries import U32, U64, Body, Card, Entry
-from protocol.messages import Message, Part, PartRequest, PartsHeld, Sum, SumRequest, Way
+from protocol.messages import (
+    Counted,
+    Meet,
+    Message,
+    ModelHeld,
+    NotMeeting,
+    Part,
+    PartRequest,
+    PartsHeld,
+    Ready,
+    StretchFrame,
+    StretchRequest,
+    Sum,
+    SumRequest,
+    Verdict,
+    Way,
+)
 
 ROUND = (1 << 48) - 1
 KINDS: tuple[type, ...] = get_args(Message)
@@ -52,6 +68,18 @@ _BY_NAME: dict[tuple[type | None, str], st.SearchStrategy[Any]] = {
     (Sum, "number"): st.integers(0, PARTS_MAX - 1),
     (SumRequest, "numbers"): st.lists(st.integers(0, PARTS_MAX - 1), max_size=8).map(tuple),
     (None, "seats"): st.binary(min_size=1, max_size=64),
+    (Meet, "number"): st.integers(0, ROUND),
+    (Meet, "view"): st.binary(min_size=16, max_size=16),
+    (NotMeeting, "number"): st.integers(0, ROUND),
+    (ModelHeld, "number"): st.integers(0, ROUND),
+    (None, "tokens"): st.integers(0, U64),
+    (None, "stretch"): st.integers(0, 65_535),
+    (StretchRequest, "frames"): st.lists(st.integers(0, 4_095), max_size=8).map(tuple),
+    (StretchFrame, "frame"): st.integers(0, 4_095),
+    (StretchFrame, "frames"): st.integers(0, 4_096),
+    (Ready, "stretches"): st.binary(min_size=1, max_size=64),
+    (Counted, "stretches"): st.binary(min_size=1, max_size=64),
+    (Verdict, "stretches"): st.binary(max_size=64),
     (Way, "took_ms"): st.none() | st.integers(0, U32),
 }
 _ID = st.binary(min_size=32, max_size=32)

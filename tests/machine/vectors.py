@@ -30,10 +30,13 @@ from protocol.entries import (
     seal_bytes,
     token_bytes,
 )
+from protocol.events import Gathering
 from protocol.identity import Identity
 from protocol.ids import RunId, digest, run_id
 from protocol.invites import Contact, Invite, encode_invite, mint_token
+from protocol.meetings import session_of, topic_of
 from protocol.messages import (
+    Absence,
     Accepted,
     Ack,
     BlobOffer,
@@ -41,6 +44,7 @@ from protocol.messages import (
     Closed,
     Commit,
     Contribute,
+    Counted,
     DialBack,
     DialledBack,
     Echo,
@@ -56,10 +60,14 @@ from protocol.messages import (
     Leave,
     Level,
     Locator,
+    Meet,
     Mend,
     MendRequest,
     Message,
+    ModelHeld,
+    ModelRequest,
     Nack,
+    NotMeeting,
     Part,
     PartRequest,
     PartsHeld,
@@ -71,13 +79,17 @@ from protocol.messages import (
     Prepare,
     Promise,
     Propose,
+    Ready,
     Refused,
     Relay,
     Rumor,
+    StretchFrame,
+    StretchRequest,
     Sum,
     SumRequest,
     Sync,
     Unrelayed,
+    Verdict,
     View,
     Way,
     Welcome,
@@ -134,6 +146,10 @@ OTHER: Final = sealed(Body(0, BODY.parent, 0, 5_124, BODY.state, LINES, (), ()))
 HEAD: Final = Head(12, 345, ENTRY.hash[:8])
 RUMORS: Final = (Rumor(TWO.peer, Health.SUSPECT, 3), Rumor(THREE.peer, Health.LEFT, 0))
 
+GATHERED: Final = digest("golden view of a meeting")[:16]
+MEETING: Final = Gathering((ONE.peer, TWO.peer))
+TOPIC: Final = topic_of(RUN, 77, GATHERED, MEETING)
+SESSION: Final = session_of(TOPIC, (7, 1))
 INSIDE: Final = encode(Nack(8))
 ENVELOPE: Final = Relay(
     ONE.peer,
@@ -191,6 +207,15 @@ def messages() -> list[Message]:
         PartRequest(12, tip, 1),
         SumRequest(ENTRY.hash, (0, 2)),
         Sum(ENTRY.hash, 2, Attachment(digest("golden sum"), 100_000)),
+        Meet(TOPIC, 77, GATHERED, 7, wants_reply=True),
+        NotMeeting(TOPIC, 78, Absence.PAST),
+        StretchRequest(SESSION, 3, (0, 1)),
+        StretchFrame(SESSION, 3, 1, 2, b"of an offer"),
+        Ready(SESSION, b"\x0f"),
+        Verdict(SESSION, b"\x05", is_final=True),
+        Counted(SESSION, b"\x04"),
+        ModelRequest(11),
+        ModelHeld(11, ATTACHED, 614_400, 77, 1.25),
     ]
 
 
@@ -260,6 +285,8 @@ def hashes() -> object:
             "seal": seal_bytes(RUN, 0, BODY.parent, ENTRY.hash).hex(),
             "leave": leave_bytes(RUN, TWO.peer, 9).hex(),
             "contribution": contribution_bytes(RUN, 0, BODY.parent, BODY.state, line).hex(),
+            "meeting": TOPIC.hex(),
+            "session": SESSION.hex(),
             "relay": relay_bytes(RUN, ONE.peer, TWO.peer, 7, 1, INSIDE).hex(),
         },
     }
