@@ -15,12 +15,18 @@ def open_home(
     """Raises UserError."""
     from node.offline import rebuild
 
+    changes = known_changes(model, data)
+    teller("loading model and data")
+    return rebuild(
+        find_home(home), lambda what, done, total: teller(f"{what} {done}/{total}"), changes
+    )
+
+
+def known_changes(model: str | None, data: list[str] | None) -> dict[str, object]:
+    """What a command says otherwise than the settings that the peer last ran with."""
     changes: dict[str, object] = {}
     if model is not None:
         changes["model"] = model
     if data:
         changes["data"] = tuple(data)
-    teller("loading model and data")
-    return rebuild(
-        find_home(home), lambda what, done, total: teller(f"{what} {done}/{total}"), changes
-    )
+    return changes

@@ -1,8 +1,10 @@
 """`peer status`: what a running peer sees."""
 
-from typing import Any
+from typing import Any, Final
 
 from cli.console import HomeOption, JsonOption, drives, find_home, known, print_json, size
+
+_PARTNERS_SHOWN: Final = 4
 
 
 def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
@@ -39,10 +41,10 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("peer", f"{facts['peer'][:8]}, pid {facts['pid']}, {', '.join(facts['addresses'])}"),
         ("device", drives(facts)),
         ("member", "yes" if facts["member"] else "not yet"),
+        ("model", model(facts)),
         ("activity", facts["activity"]),
         ("round", f"{facts['round']}, {facts['work']} {facts['unit_of_work']} committed in all"),
-        ("held-out loss", known(facts["heldout_loss"], "{:.4f}") + when),
-        ("training loss", known(facts["train_loss"], "{:.4f}")),
+        *losses(facts, when),
         ("rate", known(facts["work_per_s"], f"{{:.1f}} {facts['unit_of_work']}/s by all")),
         ("traffic", f"{size(facts['bytes_per_s'])}/s, {size(facts['bytes_out'])} sent in all"),
         ("relayed", f"{facts['relayed']} messages, {size(facts['relayed_bytes'])} for others"),
@@ -53,6 +55,52 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("disk", disk(facts)),
         ("members", f"{up} of {len(members)} up"),
     ]
+
+
+def model(facts: dict[str, Any]) -> str:
+    """Is there one for all?"""
+    if not facts["gossips"]:
+        return "one, the same on all members, bit for bit"
+    return (
+        "this member's own: in this run members average two by two, and never share a state;"
+        f" {facts['gossip_activity']}"
+    )
+
+
+def losses(facts: dict[str, Any], when: str) -> list[tuple[str, str]]:
+    """And of a run that gossips, how far members are apart, and whom this one met."""
+    shared = [
+        ("held-out loss", known(facts["heldout_loss"], "{:.4f}") + when),
+        ("training loss", known(facts["train_loss"], "{:.4f}")),
+    ]
+    if not facts["gossips"]:
+        return shared
+    others = [loss for loss in facts.get("others_heldout_loss", {}).values() if loss is not None]
+    least = f"; others' {min(others):.4f} to {max(others):.4f}" if others else ""
+    distance, round = facts.get("consensus_distance"), facts.get("consensus_round")
+    apart = known(distance, "{:.4g}") + ("" if round is None else f" (round {round})")
+    return [
+        ("held-out loss", f"{known(facts.get('own_heldout_loss'), '{:.4f}')} of its own{least}"),
+        ("training loss", known(facts.get("own_train_loss"), "{:.4f}")),
+        ("consensus", f"{apart}: mean squared distance of members' models from their mean"),
+        ("exchanges", exchanges(facts)),
+    ]
+
+
+def exchanges(facts: dict[str, Any]) -> str:
+    if "exchanges_done" not in facts:
+        return "none yet"
+    whom = list(facts["met"].items())[-_PARTNERS_SHOWN:]
+    met = ", ".join(f"{peer[:8]} {_times(count, 'time')}" for peer, count in reversed(whom))
+    why = ", ".join(f"{reason} ({count})" for reason, count in facts["given_up_why"].items())
+    doubt = facts["exchanges_in_doubt"]
+    return (
+        f"at number {facts['exchange']}; {facts['exchanges_done']} done"
+        + (f", with {met}" if met else "")
+        + f"; {facts['exchanges_given_up']} given up"
+        + (f": {why}" if why else "")
+        + (f"; {doubt} in doubt" if doubt else "")
+    )
 
 
 def snapshots(facts: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +21,7 @@ from node.driver import Driver, NodeWatcher, ObservedWorker, TransportPort, now_
 from node.errors import ConfigError, UserError
 from node.following import Reports, Setting
 from node.front import Front, advertised, check, port_map
+from node.gossip.port import GossipPort
 from node.local import LocalState
 from node.methods.base import MethodTable
 from node.metrics import Endpoint, Metrics
@@ -109,6 +110,7 @@ class _Parts:
     worker: TrainingWorker
     donor: Donor
     prober: NodeProber
+    gossip: GossipPort
     shell: Shell
 
 
@@ -249,6 +251,7 @@ class Node:
         status = Status(self._running(base, parts), card.addresses, self.stop)
         endpoint = _endpoint(self._plan.node, parts.stats.metrics)
         self._introduce(base, card)
+        parts.gossip.begin()
         parts.worker.start()
         parts.donor.start()
         base.front.keep()
@@ -264,6 +267,7 @@ class Node:
         finally:
             if endpoint is not None:
                 endpoint.close()
+            parts.gossip.close(_CLOSE_S)
             parts.donor.close()
             parts.worker.close(_CLOSE_S)
 
@@ -282,7 +286,8 @@ class Node:
         snapshots = Snapshots(plan.home, base.store, base.rules.snapshot_every)
         reports = self._reports(stats, watcher, send)
         setting = Setting(base.kept.run, base.identity.peer, base.founders, base.rules)
-        make, fail = self._trainer(base, peer), self._driver.fail
+        gossip, fail = GossipPort(), self._driver.fail
+        make = self._trainer(base, peer, gossip, attachments, watcher)
         worker = TrainingWorker(
             make, setting, base.store, snapshots, attachments, LocalState(plan.home), reports
         )
@@ -290,22 +295,65 @@ class Node:
         donor = Donor(attachments, snapshots, send, post, fail, cap)
         prober = NodeProber(post, identity_keys(base.store.identity()))
         observed = ObservedWorker(worker, stats, base.log)
-        shell = Shell(peer, TransportPort(transport), base.store, observed, donor, watcher, prober)
-        return _Parts(peer, stats, watcher, snapshots, worker, donor, prober, shell)
+        port = TransportPort(transport)
+        shell = Shell(peer, port, base.store, observed, donor, watcher, prober, gossip)
+        return _Parts(peer, stats, watcher, snapshots, worker, donor, prober, gossip, shell)
 
-    def _trainer(self, base: _Base, peer: Peer) -> Callable[[], Trainer]:
+    def _trainer(
+        self,
+        base: _Base,
+        peer: Peer,
+        gossip: GossipPort,
+        attachments: Attachments,
+        watcher: NodeWatcher,
+    ) -> Callable[[], Trainer]:
         """Others wait for the work of a member that is up, so it loads first. A newcomer reads the
         ledger and fetches the state meanwhile.
         """
         kept = base.kept
 
         def make() -> Trainer:
-            return self._open(kept).trainer(kept.run, kept.manifest.method)
+            trainer = self._open(kept).trainer(kept.run, kept.manifest.method)
+            if kept.manifest.method.gossips:
+                trainer = self._let_gossip(trainer, base, peer, gossip, attachments, watcher)
+            return trainer
 
         if not peer.is_member:
             return make
         made = make()
         return lambda: made
+
+    def _let_gossip(
+        self,
+        trainer: Trainer,
+        base: _Base,
+        peer: Peer,
+        port: GossipPort,
+        attachments: Attachments,
+        watcher: NodeWatcher,
+    ) -> Trainer:
+        """The model gets a thread of its own; for the ledger there is what that thread tells."""
+        from node.gossip.checkpoints import Checkpoints
+        from node.gossip.gossiper import Learner, TrainingGossiper
+
+        method, driver = trainer.method, self._driver
+        assert isinstance(method, Checkpoints), "what gossips has checkpoints for rounds"
+        is_founder = base.identity.peer in base.founders
+        live = TrainingGossiper(
+            Learner(method, trainer.heldout, needs_model=not is_founder),
+            self._plan.home,
+            base.kept.run,
+            base.identity.peer,
+            base.rules,
+            attachments,
+            lambda: peer.ledger.head.round,
+            driver.post,
+            watcher.note,
+            driver.fail,
+            self._tell,
+        )
+        port.attach(live)
+        return replace(trainer, heldout=method.told_heldout)
 
     def _make_peer(self, base: _Base, weigh: Callable[[bytes], int]) -> Peer:
         run = base.kept.run
@@ -349,6 +397,8 @@ class Node:
             parts.snapshots,
             parts.donor,
             parts.stats,
+            parts.gossip,
+            self._driver.post,
         )
 
     def _device(self) -> str:

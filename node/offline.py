@@ -13,6 +13,7 @@ from node.bootstrap import Membership, recall_settings
 from node.build import Workshop
 from node.config import Manifest, NodeConfig
 from node.errors import UserError
+from node.methods.base import Method
 from node.replica import AttachmentLibrary, LackingError, Progress, Replica
 from node.snapshots import SnapshotReader
 from node.store import load_identity
@@ -63,14 +64,7 @@ def rebuild(home: Path, progress: Progress, changes: Mapping[str, Any] | None = 
     """`changes` go over the settings that the peer last ran with. Raises UserError."""
     disk = ReadOnlyStore(home)
     try:
-        raw, door = disk.get("meta", b"manifest"), disk.get("meta", b"door")
-        if raw is None or door is None:
-            raise UserError(
-                f"the peer in {home} has not joined a run yet", "start or join one first"
-            )
-        membership = Membership(raw, Manifest.decode(raw), door, None)
-        node, root = recall_settings(disk.get("meta", b"settings"))
-        node = node.model_copy(update=changes or {})
+        membership, node, root = recall_membership(home, disk, changes or {})
         me, attachments = Identity(load_identity(home)).peer, AttachmentReader(home, disk)
         replica, workshop = make_replica(membership, node, root, me, attachments)
         names = [name for _, name in disk.scan("chain")]
@@ -84,11 +78,41 @@ def rebuild(home: Path, progress: Progress, changes: Mapping[str, Any] | None = 
                     "let this peer run until `peer status` says that it has caught up",
                 ) from error
             names, bodies = names[: error.round], bodies[: error.round]
+        if membership.manifest.method.gossips:
+            _recall_model(home, replica.method)
         if replica.round != len(names):
             raise UserError("the ledger changed while it was read", "run the command again")
         return Rebuilt(membership, workshop, replica, bodies)
     finally:
         disk.close()
+
+
+def recall_membership(
+    home: Path, disk: ReadOnlyStore, changes: Mapping[str, Any]
+) -> tuple[Membership, NodeConfig, Path]:
+    """And the settings, with those changes. Raises UserError."""
+    raw, door = disk.get("meta", b"manifest"), disk.get("meta", b"door")
+    if raw is None or door is None:
+        raise UserError(f"the peer in {home} has not joined a run yet", "start or join one first")
+    node, root = recall_settings(disk.get("meta", b"settings"))
+    membership = Membership(raw, Manifest.decode(raw), door, None)
+    return membership, node.model_copy(update=changes), root
+
+
+def _recall_model(home: Path, method: Method) -> None:
+    """Peers that gossip have no model in the ledger: this one's own, as of its last exchange."""
+    from node.gossip.checkpoints import Checkpoints
+    from node.gossip.journal import recall
+
+    assert isinstance(method, Checkpoints), "what gossips has checkpoints for rounds"
+    try:
+        is_there = recall(home, method.party)
+    except ValueError as error:
+        raise UserError(
+            str(error), "`peer export --merge` takes the other members' models"
+        ) from error
+    if not is_there:
+        raise UserError(f"the peer in {home} has no model yet", "let it become a member first")
 
 
 def make_replica(

@@ -11,11 +11,14 @@ from node.bootstrap import Membership
 from node.donor import Donor
 from node.errors import UserError
 from node.examine import examine
+from node.gossip.gather import gather
+from node.gossip.port import GossipPort
 from node.prober import NodeProber
 from node.room import disk_by_part
 from node.snapshots import Snapshots
 from node.stats import Stats
 from node.transport_zmq import ZmqTransport
+from protocol.events import Event
 from protocol.identity import Identity
 from protocol.ids import PeerId
 from protocol.invites import Contact, Invite, encode_invite, mint_token
@@ -46,6 +49,8 @@ class Running:
     snapshots: Snapshots
     donor: Donor
     stats: Stats
+    gossip: GossipPort
+    post: Callable[[Event], None]
 
 
 class Status:
@@ -64,6 +69,8 @@ class Status:
                 return {"invite": self.invite(float(request["days"]))}
             case "doctor":
                 return self.examine()
+            case "models":
+                return self.models()
             case "leave":
                 self._stop()
                 return {"leaving": True}
@@ -125,6 +132,19 @@ class Status:
     def _health(self, peer: PeerId) -> str:
         return Health(self._running.peer.membership.health(peer)).name.lower()
 
+    # Models of peers that gossip
+
+    async def models(self) -> dict[str, Any]:
+        """Of every member that is up, as it is now, on this peer's disk. Raises UserError."""
+        running = self._running
+        if not running.kept.manifest.method.gossips:
+            raise UserError(
+                "all members of this run hold one model in common",
+                "`peer export DIR` writes it; only runs that gossip have models to merge",
+            )
+        members = [one for one in running.peer.ledger.head.roster.members if self._is_alive(one)]
+        return {"models": await gather(running.gossip, running.post, members)}
+
     # Counts
 
     def count_traffic(self) -> None:
@@ -155,6 +175,18 @@ class Status:
             **self._about_traffic(),
             **self._about_the_disk(),
             **self._running.stats.as_json(),
+            **self._about_gossip(),
+        }
+
+    def _about_gossip(self) -> dict[str, Any]:
+        """Of a run whose peers do not hold one model in common."""
+        running = self._running
+        if not running.kept.manifest.method.gossips:
+            return {"gossips": False}
+        return {
+            "gossips": True,
+            "exchanges_in_doubt": running.peer.doubts,
+            **running.gossip.facts(),
         }
 
     def _about_us(self) -> dict[str, Any]:

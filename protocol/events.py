@@ -255,7 +255,7 @@ class Recalled:
 
 @dataclass(frozen=True, slots=True)
 class ModelWanted:
-    """Ask `peer` for its model as it is now; answered with `ModelFetched`."""
+    """Ask `peer`, or ourselves, for its model as it is now; answered with `ModelFetched`."""
 
     peer: PeerId
     sequence: int  # of our own questions

@@ -52,6 +52,9 @@ class Models:
 
     def want(self, event: ModelWanted) -> None:
         core = self.core
+        if event.peer == core.me:
+            core.out.append(TakeModel(core.me, event.sequence))
+            return
         if len(self._wanted) >= _WANTED_MAX or not core.can_fetch_from(event.peer):
             self._fail(event.peer, event.sequence, "neither side can dial the other")
             return
@@ -106,6 +109,20 @@ class Models:
             core.out.append(TakeModel(sender, message.sequence))
 
     def taken(self, event: ModelTaken) -> None:
+        if event.to == self.core.me:
+            self.core.out.append(
+                ModelFetched(
+                    event.to,
+                    event.sequence,
+                    self.core.head.round,
+                    event.model,
+                    event.tokens,
+                    event.number,
+                    event.heldout,
+                    "taken" if event.model is not None else "it has no model yet",
+                )
+            )
+            return
         held = ModelHeld(event.sequence, event.model, event.tokens, event.number, event.heldout)
         self.core.send(event.to, held)
 

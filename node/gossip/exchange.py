@@ -8,6 +8,7 @@ take steps. Memory: what the open stretches hold, decoded.
 `close` ends the meeting, whole or not. Stretches that were not committed go on alone.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +27,7 @@ class _Open:
     mine: Offer | None = None
     data: bytes = b""
     others: dict[bytes, Offer] = field(default_factory=dict)
+    moves: list[Tensor] | None = None
 
 
 class Exchange:
@@ -86,20 +88,30 @@ class Exchange:
             return False
         return (one.mine is not None or not self._sends) and len(one.others) == len(self._from)
 
+    def moves(self, number: int) -> list[Tensor]:
+        """What `commit` will move it by."""
+        assert self.is_whole(number), number
+        one = self._open[number]
+        if one.moves is None:
+            others = [one.others[peer] for peer in self._from]
+            one.moves = self._party.mixing.moves(one.mine, others)
+        return one.moves
+
     def commit(self, number: int) -> None:
         """Move by it, once."""
-        assert self.is_whole(number), number
+        moves, party = self.moves(number), self._party
         one = self._open.pop(number)
-        party, others = self._party, [one.others[peer] for peer in self._from]
-        self._tally(number, one.mine, others)
-        party.mixing.apply(party.part(number), party.mixing.moves(one.mine, others))
+        self._tally(number, one.mine, [one.others[peer] for peer in self._from])
+        party.mixing.apply(party.part(number), moves)
         self.committed.add(number)
 
-    def close(self) -> bool:
-        """End it. True: all of it counted."""
+    def close(self, doubts: Collection[int] = ()) -> bool:
+        """End it. True: all of it counted. Of `doubts` it will be known later whether they do."""
         party = self._party
         missing = [number for number in range(self.count) if number not in self.committed]
         for number in missing:
+            if number in doubts:
+                continue
             party.mixing.alone(party.part(number))
         self._open.clear()
         if not missing:
@@ -123,7 +135,9 @@ class Exchange:
                 party.mixing.correct(tensor, self._sums[number])
 
 
-def stay_alone(party: Party) -> None:
-    """A round without a meeting."""
+def stay_alone(party: Party, doubts: Collection[int] = ()) -> None:
+    """A round without a meeting. Nothing is done with what an earlier one left in doubt."""
     for number in range(len(party.stretches)):
+        if number in doubts:
+            continue
         party.mixing.alone(party.part(number))

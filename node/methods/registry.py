@@ -1,6 +1,6 @@
 """The only list of methods. Nothing outside this package asks which one runs.
 
-There are two kinds: those of rounds, whose peers hold one state in common, and those that gossip.
+There are two kinds: those of rounds, whose peers hold one model in common, and those that gossip.
 """
 
 from collections.abc import Mapping
@@ -57,8 +57,8 @@ def config_beside(name: str, other: MethodConfig) -> MethodConfig:
 
 
 def build_method(config: MethodConfig, setup: "Setup") -> Method:
-    """Methods are imported here: torch and compiled loops are for who trains. Raises ConfigError
-    for a method that gossips: it has no rounds.
+    """Methods are imported here: torch and compiled loops are for who trains. Of one that gossips,
+    what its rounds hold: checkpoints.
     """
     match config:
         case SpsaConfig():
@@ -82,22 +82,20 @@ def build_method(config: MethodConfig, setup: "Setup") -> Method:
 
             return Demo(config, setup)
         case GossipConfig():
-            raise _gossips(config)
+            from node.gossip.checkpoints import Checkpoints
+
+            return Checkpoints(config, setup)
         case _:
             assert_never(config)
 
 
 def check_has_rounds(config: MethodConfig) -> None:
-    """Raises ConfigError for a method that gossips, before anything is begun."""
+    """Raises ConfigError for a method that gossips, where a round's work is to be measured."""
     if isinstance(config, GossipConfig):
-        raise _gossips(config)
-
-
-def _gossips(config: AnyGossip) -> ConfigError:
-    return ConfigError(
-        f"{config.name} gossips, and peers cannot do that over the network yet",
-        "`peer simulate` and `peer bench methods` run it on this machine",
-    )
+        raise ConfigError(
+            f"{config.name} gossips, and what that takes is not measured by `peer check` yet",
+            "`peer check --quick` validates the run file; `peer simulate RUN` runs it",
+        )
 
 
 def build_mixing(config: AnyGossip) -> "Mixing":

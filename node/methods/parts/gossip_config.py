@@ -1,5 +1,5 @@
-"""What the settings of all gossip methods share. Their peers hold no common state, so there are no
-rounds of a ledger: what others ask of a method for those is answered with nothing.
+"""What the settings of all gossip methods share. Their peers hold no common model; what a round of
+the ledger has of them is checkpoints (`node/gossip/checkpoint.py`).
 """
 
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from node.gossip.checkpoint import weigh_checkpoint
 from node.methods.parts.chunks import Layout
 from node.methods.parts.dense_layout import BLOCK, DenseLayout
 from node.methods.parts.stretches import ELEMENTS, cut
@@ -87,7 +88,7 @@ class GossipConfig(BaseModel):
     # What methods with rounds are asked
 
     def weigh(self, payload: bytes) -> int:
-        raise ValueError("gossip has no rounds, and no payloads for them")
+        return weigh_checkpoint(payload)
 
     def attachment_bytes_max(self, shapes: Sequence[Sequence[int]]) -> int:
         return 0

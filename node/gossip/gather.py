@@ -1,0 +1,53 @@
+"""All members' models, fetched onto one disk while they train on."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from node.gossip.port import GossipPort
+from protocol.events import Event, ModelFetched, ModelWanted
+from protocol.ids import PeerId
+
+_WAIT_S: Final = 600.0
+_AT_ONCE: Final = 8
+
+
+async def gather(
+    port: GossipPort, post: Callable[[Event], None], members: Sequence[PeerId]
+) -> list[dict[str, Any]]:
+    """Of each member where its model is, or why it is not here. For the driver's loop."""
+    turn = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(peer: PeerId) -> dict[str, Any]:
+        async with turn:
+            found = await _fetch(port, post, peer)
+        if found is None or found.model is None:
+            why = "it did not come in time" if found is None else found.reason
+            return {"peer": peer.hex(), "why": why}
+        return {
+            "peer": peer.hex(),
+            "root": found.model.root.hex(),
+            "size": found.model.size,
+            "tokens": found.tokens,
+            "exchange": found.number,
+            "told_heldout_loss": found.heldout,
+        }
+
+    return list(await asyncio.gather(*(one(peer) for peer in members)))
+
+
+async def _fetch(
+    port: GossipPort, post: Callable[[Event], None], peer: PeerId
+) -> ModelFetched | None:
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[ModelFetched] = loop.create_future()
+
+    def done(fetched: ModelFetched) -> None:
+        if not answer.done():
+            answer.set_result(fetched)
+
+    post(ModelWanted(peer, port.expect(peer, done)))
+    try:
+        return await asyncio.wait_for(answer, _WAIT_S)
+    except TimeoutError:
+        return None
