@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import IntEnum
 from typing import Any, Final
 
+from node.sim.gossiping import Gossiping
 from node.sim.network import Link
 from node.sim.stub import Payloads
 from node.sim.world import SimPeer, StubKeys, World
@@ -47,6 +48,7 @@ from protocol.events import Applied, Effect, Event, MoveAsked, Received, Save, S
 from protocol.ids import Hash, Millis, PeerId
 from protocol.ledger import Mark, round_key
 from protocol.messages import (
+    Absence,
     Accepted,
     Ack,
     BlobOffer,
@@ -54,6 +56,7 @@ from protocol.messages import (
     Closed,
     Commit,
     Contribute,
+    Counted,
     DialBack,
     DialledBack,
     Echo,
@@ -69,10 +72,14 @@ from protocol.messages import (
     Leave,
     Level,
     Locator,
+    Meet,
     Mend,
     MendRequest,
     Message,
+    ModelHeld,
+    ModelRequest,
     Nack,
+    NotMeeting,
     Part,
     PartRequest,
     PartsHeld,
@@ -84,13 +91,17 @@ from protocol.messages import (
     Prepare,
     Promise,
     Propose,
+    Ready,
     Refused,
     Relay,
     Rumor,
+    StretchFrame,
+    StretchRequest,
     Sum,
     SumRequest,
     Sync,
     Unrelayed,
+    Verdict,
     View,
     Way,
     Welcome,
@@ -157,8 +168,16 @@ class Attack:
         link = Link(delay_ms=5.0, jitter_ms=5.0, loss=chance.choice([0.0, 0.0, 0.2]))
         founders = chance.choice([1, count])
         own_links = [replace(link, nat=hidden) for hidden in nat]
+        gossiping = Gossiping(chance.choice(["matching", "groups", "random"]), step_ms=150.0)
         self.world = _World(
-            count, seed, rules, link, founders, payloads=payloads, own_links=own_links
+            count,
+            seed,
+            rules,
+            link,
+            founders,
+            payloads=payloads,
+            own_links=own_links,
+            gossiping=chance.choice([None, gossiping]),
         )
         self.world.keep_notes = False
         self.run = self.world.run
@@ -343,7 +362,7 @@ class Attack:
         chance = self.chance
         round, sequence = min(self.round(), 2**48 - 1), min(self.number(), 2**32 - 1)
         tip, ballot = self.hash()[:8], self.ballot()
-        match chance.randrange(29):
+        match chance.randrange(33):
             case 0:
                 return Hello(self.card(), self.token())
             case 1:
@@ -392,6 +411,8 @@ class Attack:
                 return self.question()
             case 22 | 23 | 24 | 25 | 26:
                 return self.about_blobs()
+            case 27 | 28 | 29 | 30:
+                return self.about_meetings()
             case _:
                 return self.envelope()
 
@@ -434,6 +455,42 @@ class Attack:
                 return Mend(self.head.round, self.head.hash, number, chunks)
             case _:
                 return Introduce(self.card(), self.token())
+
+    def about_meetings(self) -> Message:
+        """Of topics and sessions that may well be under way."""
+        chance, meetings = self.chance, self.who.peer._meetings
+        topics = [*meetings._waiting, *meetings._held, self.hash()]
+        settled = meetings._verdicts
+        sessions = [*meetings._sessions, *settled._doubts, *settled._decisions, self.hash()]
+        topic, session = chance.choice(topics), chance.choice(sessions)
+        number = min(self.number(meetings._number), 2**48 - 1)
+        stretch, some = min(self.number(1), 65_535), chance.choice([b"\x07", b"\x01", b"\xff" * 9])
+        frame, data = min(self.number(), 4_095), chance.randbytes(chance.choice([1, 8, 300]))
+        match chance.randrange(9):
+            case 0:
+                view = chance.randbytes(16)
+                return Meet(topic, number, view, chance.choice([0, 1, 2, 2**64 - 1]), self.flag())
+            case 1:
+                return NotMeeting(topic, number, chance.choice(list(Absence)))
+            case 2:
+                frames = tuple(chance.choice([0, 1, frame]) for _ in range(chance.randint(0, 5)))
+                return StretchRequest(session, stretch, frames)
+            case 3:
+                return StretchFrame(session, stretch, frame, chance.choice([0, 1, 4_096]), data)
+            case 4:
+                return Ready(session, some)
+            case 5:
+                return Verdict(session, chance.choice([b"", some]), self.flag())
+            case 6:
+                return Counted(session, some)
+            case 7:
+                return ModelRequest(min(self.number(), 2**32 - 1))
+            case _:
+                model = chance.choice([None, Attachment(self.hash(), min(self.number(64), 2**40))])
+                return ModelHeld(min(self.number(), 2**32 - 1), model, 0, number, self.scalar())
+
+    def flag(self) -> bool:
+        return self.chance.random() < 0.5
 
     def altered(self, value: Any) -> Any:  # noqa: ANN401
         """The same message, with one field at any depth replaced."""
@@ -607,6 +664,12 @@ class Attack:
                 "windows": (len(peer._relaying._windows), members + STRANGERS_MAX),
                 "former": (len(peer.membership._former), 64),
                 "states": (len(peer._mending._states), 64),
+                "meetings": (len(peer._meetings._waiting), 64),
+                "sessions": (len(peer._meetings._sessions), 64),
+                "requests": (len(peer._meetings._early_requests), members),
+                "askers": (len(peer._meetings._asked_by), members),
+                "doubts": (peer.doubts, 64),
+                "void": (len(peer._meetings._verdicts._void), 4_096),
             }
             over = {name: size for name, (size, most) in sizes.items() if size > most}
             if over:
