@@ -103,9 +103,8 @@ def _merge(
     answer = ask(place, {"do": "models"}, _MODELS_S)
     if "error" in answer:
         raise UserError(answer["error"], answer.get("hint", ""))
-    facts = merge_models(
-        place, answer["models"], target, known_changes(model, data), merge_adapter, teller
-    )
+    changes = known_changes(model, data)
+    facts = merge_models(place, answer["models"], target, changes, merge_adapter, teller).facts
     if as_json:
         print_json(facts)
         return

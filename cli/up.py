@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _SAMPLE_TOKENS: Final = 240
+_MODELS_S: Final = 900.0
 
 
 def up(
@@ -46,16 +48,22 @@ def up(
     options += [part for path in data or () for part in ("--data", str(Path(path).resolve()))]
     swarm = Swarm(place, config, options)
     show = _Show(swarm, rounds, live=not as_json)
+    gossips, models = run_file.method.gossips, _Models()
     say(f"starting {peers} peers in {place} (their output: {place}/p1.log, ...)")
     try:
         with show:
             script = _script(swarm, peers, rounds if churn else None, show)
             _run(swarm, rounds, script, show)
+            if gossips:
+                models.gather(swarm)
     except KeyboardInterrupt:
         say("stopping the swarm (again to leave at once)")
     finally:
         _stop(swarm)
-    _conclude(swarm, show, sample, as_json=as_json)
+    if gossips:
+        _conclude_gossip(swarm, models, sample, as_json=as_json)
+    else:
+        _conclude(swarm, show, sample, as_json=as_json)
 
 
 def _free_folder(name: str) -> Path:
@@ -259,6 +267,51 @@ def _conclude(swarm: "Swarm", show: _Show, prompt: str | None, *, as_json: bool)
         _tell(facts, survivor)
     if not facts["equal"]:
         raise IdentityError("the replicas differ", f"please report this, with {swarm.folder}")
+
+
+@dataclass(slots=True)
+class _Models:
+    """Of members that gossip, as they were when the swarm was about to end."""
+
+    peer: "PeerProcess | None" = None  # on whose disk they are
+    found: list[dict[str, Any]] = field(default_factory=list)
+
+    def gather(self, swarm: "Swarm") -> None:
+        from node.control import ask
+
+        say("fetching all members' models")
+        self.peer = next((peer for peer in swarm.peers if not peer.gone), None)
+        if self.peer is not None:
+            self.found = ask(self.peer.home, {"do": "models"}, _MODELS_S).get("models", [])
+
+
+def _conclude_gossip(swarm: "Swarm", models: _Models, prompt: str | None, *, as_json: bool) -> None:
+    """There is no model in common: the mean of all is written, beside what each is worth."""
+    from node.gossip.merging import merge_models
+    from node.training.generate import generate
+
+    if models.peer is None or not models.found:
+        say("no models were merged; each peer's own is in its home: `peer export DIR --home HOME`")
+        return
+    target = swarm.folder / "model"
+    merged = merge_models(models.peer.home, models.found, target, {}, False, say)
+    facts: dict[str, Any] = {"folder": str(swarm.folder), "model": str(target), **merged.facts}
+    facts["sample"] = None
+    if prompt is not None:
+        facts["sample"] = prompt + "".join(
+            generate(merged.model, prompt, tokens=_SAMPLE_TOKENS, seed=0)
+        )
+    if as_json:
+        print_json(facts)
+        return
+    print(
+        f"held-out loss  {facts['heldout_loss']:.3f} of the merged model,"
+        f" {facts['mean_heldout_loss']:.3f} of its {len(facts['members'])} members on average"
+        " (nats a token)"
+    )
+    print(f"model          {facts['model']} (a Hugging Face folder)")
+    if facts["sample"] is not None:
+        print("sample         " + "\n               ".join(facts["sample"].splitlines() or [""]))
 
 
 def _tell(facts: dict[str, Any], survivor: "PeerProcess") -> None:

@@ -3,6 +3,7 @@ onto a peer's disk, beside each of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,15 @@ from node.gossip.party import flatten
 from node.offline import ReadOnlyStore, recall_membership
 from node.training import weights
 from node.training.evaluate import held_out_loss
+from node.training.models import Model
 from protocol.entries import Attachment
 from protocol.ids import Hash
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    model: Model
+    facts: dict[str, Any]  # who is in it, and what all are worth, for people
 
 
 def merge_models(
@@ -28,7 +36,7 @@ def merge_models(
     changes: Mapping[str, Any],
     merge_adapter: bool,
     tell: Callable[[str], None],
-) -> dict[str, Any]:
+) -> Merged:
     """Write the merged model to `target`. Raises UserError."""
     here = [one for one in found if "root" in one]
     missing = [dict(one) for one in found if "root" not in one]
@@ -54,7 +62,7 @@ def _merge(
     target: Path,
     merge_adapter: bool,
     tell: Callable[[str], None],
-) -> dict[str, Any]:
+) -> Merged:
     flat, module = flatten(workshop.model.module), workshop.model.module
     batches = workshop.data.held_out()
     tokens = [int(one["tokens"]) for one in here]
@@ -84,7 +92,7 @@ def _merge(
     ]
     loss = held_out_loss(module, batches)
     weights.export(workshop.model, target, merge_adapter=merge_adapter)
-    return {
+    facts = {
         "path": str(target),
         "bytes": sum(path.stat().st_size for path in target.rglob("*") if path.is_file()),
         "members": members,
@@ -93,6 +101,7 @@ def _merge(
         "mean_heldout_loss": sum(losses) / len(losses),
         "best_heldout_loss": min(losses),
     }
+    return Merged(workshop.model, facts)
 
 
 def _read(reader: AttachmentReader, one: Mapping[str, Any], size: int) -> Tensor:
