@@ -192,7 +192,9 @@ def test_a_restart_keeps_the_steps_before_the_last_exchange(tmp_path: Path) -> N
     was = [vectors(side) for side in sides]
     step(sides[0].party, 10)  # lost
     for side, old in zip([side.again() for side in sides], was, strict=True):
-        assert all(torch.equal(side.party.state[name], old[name]) for name in (MODEL, MOMENTUM))
+        stop = side.party.stretches[STRETCHES - 1].stop
+        for name in (MODEL, MOMENTUM):
+            assert torch.equal(side.party.state[name][:stop], old[name][:stop])
 
 
 def test_what_is_not_settled_survives_being_written_anew(tmp_path: Path) -> None:

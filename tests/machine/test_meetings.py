@@ -251,9 +251,11 @@ def test_long_offers_come_in_frames_a_few_at_a_time() -> None:
     assert not sent(one.effects, P[1], StretchRequest)
     one.hear(P[1], StretchFrame(SESSION, 0, 2, 7, whole))
     assert sent(one.effects, P[1], StretchRequest) == [StretchRequest(SESSION, 0, (5,))]
+    one.hear(P[1], StretchFrame(SESSION, 0, 5, 7, whole))
+    assert sent(one.effects, P[1], StretchRequest) == [StretchRequest(SESSION, 0, (6,))]
     one.now = 1_000
     one.on(Tick())
-    assert sent(one.effects, P[1], StretchRequest) == [StretchRequest(SESSION, 0, (1, 3, 4, 5))]
+    assert sent(one.effects, P[1], StretchRequest) == [StretchRequest(SESSION, 0, (1, 3, 4, 6))]
 
 
 @pytest.mark.parametrize(

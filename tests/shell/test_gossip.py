@@ -102,7 +102,7 @@ PUSH_SUM = AD_PSGD.replace("ad-psgd", "push-sum")
 
 @pytest.mark.parametrize("swarm", [AD_PSGD, PUSH_SUM], indirect=True, ids=["ad-psgd", "push-sum"])
 def test_peers_that_ask_each_other_and_such_that_only_send(swarm: Swarm) -> None:
-    grow(swarm, 3)
+    grow(swarm, 2)
     wait_for_exchanges(swarm, 6)
     swarm.stop()
     for peer in swarm.peers:
