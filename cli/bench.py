@@ -64,7 +64,7 @@ def methods(
         str | None,
         typer.Option(
             help="Names of methods, or run files whose [method] is meant; left out, all that train"
-            " from scratch."
+            " from scratch: of those with rounds, or of those that gossip, as the run file's does."
         ),
     ] = None,
     rates: Annotated[
@@ -79,6 +79,10 @@ def methods(
         typer.Option(help="Where it all goes [runs/NAME-methods]. What is there is not redone."),
     ] = None,
     plot: Annotated[bool, typer.Option(help="Draw methods.png, too.")] = True,
+    split: Annotated[
+        bool,
+        typer.Option("--split", help="Each peer trains on a stretch of the data of its own."),
+    ] = False,
     jobs: Annotated[
         int, typer.Option(min=1, max=256, help="Processes that train at the same time.")
     ] = 2,
@@ -95,6 +99,9 @@ def methods(
     real payloads. Each method is shown at the best outer rate of its grid: the one with the lowest
     mean of final held-out losses over the seeds. `synchronous` is data-parallel training with the
     run's inner optimizer, by the mean gradient of all peers in each step.
+
+    Peers that gossip have each a model of their own: `loss` is that of the mean of all, by work,
+    and `own` the mean of what each has by itself.
 
     Hours are simulated, for links of 10, 100 and 1,000 Mbit/s up and down, from what was measured:
     rounds * (seconds of one peer's work and merge + 8 * bytes that it receives / rate). Members
@@ -137,6 +144,7 @@ def methods(
         total_steps=total_steps,
         tokens=tokens,
         jobs=jobs,
+        split=split,
     )
     say(f"loading model and data of {config}")
     comparison = Comparison(wishes)
@@ -282,27 +290,32 @@ def _table(report: "Report") -> "Table":
     from rich.table import Table
 
     links = tuple(report.rows[0].hours)
+    gossips = any(row.own_loss is not None for row in report.rows)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
     for name in (
-        "H", "rate", "loss", "above sync.", "sent B/token", "received",
-        *(f"{mbit:,} Mbit/s" for mbit in links), "digests",
+        "H", "rate", "loss", *(["own"] if gossips else []), "above sync.", "sent B/token",
+        "received", *(f"{mbit:,} Mbit/s" for mbit in links), "digests",
     ):  # fmt: skip
         table.add_column(name, justify="right")
     for row in report.rows:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, gossips))
     return table
 
 
-def _cells(row: "Row") -> list[str]:
+def _cells(row: "Row", gossips: bool) -> list[str]:
+    from node.compare.records import BASELINE
+
     equal = {True: "equal", False: "DIFFERENT", None: "-"}[row.digests_equal]
-    gap = "-" if row.gap is None or row.digests_equal is None else _spread(row.gap, sign="+")
+    is_baseline = row.label == BASELINE
+    own = "-" if row.own_loss is None else _spread(row.own_loss)
     return [
         row.label,
         f"{row.steps:g}",
-        row.rate or ("-" if row.digests_equal is None else "own"),
+        row.rate or ("-" if is_baseline else "own"),
         _spread(row.loss),
-        gap,
+        *([own] if gossips else []),
+        "-" if row.gap is None or is_baseline else _spread(row.gap, sign="+"),
         _short(row.sent_bytes_a_token),
         _short(row.received_bytes_a_token),
         *(_duration(hours * 3600) for hours in row.hours.values()),
@@ -331,6 +344,10 @@ def _notes(report: "Report") -> Iterator[str]:
             tried.setdefault(trial.label, {})[trial.rate or "own"] = None
     for label, rates in tried.items():
         yield f"  {label} {', '.join(rates)}"
+    if task.split:
+        yield "each peer trains on a stretch of the data of its own"
+    if any(row.own_loss is not None for row in report.rows):
+        yield "own: of each peer's own model where peers gossip; `loss` is that of the mean of all"
     yield "sent: a peer's contributions; received: all others'; both for each token it trains on"
     yield "synchronous: a ring all-reduce of float32 gradients, 2 (R - 1) / R * 4 P bytes a step"
     yield "Mbit/s: simulated time on links of so much up and down, work and exchange in turns"

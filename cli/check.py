@@ -39,12 +39,14 @@ def check(
     here, and warn of settings that are known to disappoint.
     """
     from node.config import load_run_file
+    from node.methods.registry import check_has_rounds
 
     from cli.options import node_config
 
     run_file = load_run_file(config)
     facts: dict[str, Any] = {"file": str(config), "name": run_file.name, "valid": True}
     if not quick:
+        check_has_rounds(run_file.method)
         from node.survey import UPLINKS, Swarm, survey
 
         settings = node_config(

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 def simulate(
     config: Annotated[
-        Path | None, typer.Argument(help="A run file: its [rules] hold, its payload is guessed.")
+        Path | None,
+        typer.Argument(
+            help="A run file: its [rules] hold, its payload is guessed. One whose peers gossip is"
+            " trained, with real models."
+        ),
     ] = None,
     peers: Annotated[int, typer.Option(min=1, max=4096, help="How many peers.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="How many rounds.")] = 50,
@@ -28,9 +32,20 @@ def simulate(
         bool, typer.Option("--faults", help="Peers crash, pause and are cut off.")
     ] = False,
     seed: Annotated[int, typer.Option(help="The same world every time.")] = 0,
+    split: Annotated[
+        bool,
+        typer.Option(
+            "--split", help="Gossip: each peer trains on a stretch of the data of its own."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the real protocol under virtual time; say seconds per round, bytes, and who is slow."""
+    """Run the real protocol under virtual time; say seconds per round, bytes, and who is slow.
+
+    Peers that gossip train small models for real: --rounds is then how many exchanges each has, and
+    what is said is how fast they come together, losses, and bytes. --faults: in one exchange of a
+    hundred a peer dies half-way, and a new one comes for it later.
+    """
     from node.sim.links import links_named
     from node.sim.report import simulate as run
     from protocol.rules import Rules
@@ -41,6 +56,16 @@ def simulate(
         from node.errors import ConfigError
 
         run_file = load_run_file(config)
+        if run_file.method.gossips:
+            if payload is not None:
+                raise ConfigError("--payload is given, but gossip has real ones", "leave it out")
+            from cli.simulate_gossip import simulate_gossip
+
+            simulate_gossip(
+                run_file, config, peers, rounds, links, seed, faults=faults, split=split,
+                as_json=as_json,
+            )  # fmt: skip
+            return
         rules = run_file.rules.rules()
         usual = run_file.method.ledger_bytes
         if usual is None and payload is None:

@@ -38,10 +38,12 @@ def start(
     from node.compose import Node, Plan
     from node.config import load_run_file
     from node.homes import default_home
+    from node.methods.registry import check_has_rounds
 
     from cli.options import node_config
 
     run_file = load_run_file(config)
+    check_has_rounds(run_file.method)
     settings = node_config(
         run_file.node,
         listen=listen,

@@ -38,9 +38,11 @@ def up(
 ) -> None:
     """Start a local swarm, show it at work, and say where the model is."""
     from node.config import load_run_file
+    from node.methods.registry import check_has_rounds
     from node.swarm import Swarm
 
     run_file = load_run_file(config)
+    check_has_rounds(run_file.method)
     place = folder or _free_folder(run_file.name)
     options = ["--threads", str(threads), *(["--model", model] if model else [])]
     options += [part for path in data or () for part in ("--data", str(Path(path).resolve()))]

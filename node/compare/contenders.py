@@ -1,4 +1,7 @@
-"""What takes part in a comparison: peers with a method, and synchronous data-parallel training."""
+"""What takes part in a comparison: peers with a method, and synchronous data-parallel training.
+
+Peers that gossip are in `gossip.py`.
+"""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -21,12 +24,12 @@ from node.methods.parts.setup import Setup
 from node.methods.registry import MethodConfig, build_method
 from node.training.inner import SKIPS_MAX, InnerTrainer, trained_parameters
 from node.training.inner_config import BATCHES_MAX, InnerConfig
-from node.training.losses import batch_loss
+from node.training.losses import Batch, batch_loss
 
 Tell = Callable[[int], None]
 """Called with the micro-batches that all peers have gone through since it was called last."""
 
-_RUN = blake3(b"comparison").digest()
+RUN = blake3(b"comparison").digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +49,30 @@ class Contender(Protocol):
         """Raises DivergedError when numbers are not finite any more."""
         ...
 
+    def show(self) -> None:
+        """The module becomes what is to be judged."""
+        ...
+
     def digests(self) -> tuple[str, ...]:
         """Of each replica."""
         ...
 
+    def own_losses(self, batches: Sequence[Batch]) -> tuple[float, ...]:
+        """Held out, of each peer's own model, where they are not replicas."""
+        ...
 
-class Swarm:
+
+class Shared:
+    """What contenders with one model have in common."""
+
+    def show(self) -> None:
+        """It is the module's already."""
+
+    def own_losses(self, batches: Sequence[Batch]) -> tuple[float, ...]:
+        return ()
+
+
+class Swarm(Shared):
     """Peers that share this process: real ones in all but the network. Each has a model, an
     optimizer and a replica of its own, and a round's contributions go from one method to the others
     as bytes. Everybody contributes, and nobody misses a round.
@@ -68,15 +89,17 @@ class Swarm:
         kernels = kernels_for(workshop.device, workshop.node.kernels)
         modules = [module, *(copy.deepcopy(module) for _ in self._members[1:])]
         self.methods: list[Method] = [
-            build_method(config, Setup(each, data, batch_loss, kernels, _RUN, task.optimizer))
-            for each in modules
+            build_method(
+                config, Setup(each, data.share(seat), batch_loss, kernels, RUN, task.optimizer)
+            )
+            for seat, each in enumerate(modules)
         ]
 
     def close(self, round: int) -> Round:
         work, merge = Clock(self._device), Clock(self._device)
         seats: list[Seat] = []
         for method, member in zip(self.methods, self._members, strict=True):
-            context = RoundContext(_RUN, round, member, self._members, _never, self._parts)
+            context = RoundContext(RUN, round, member, self._members, never, self._parts)
             with work.timed():
                 done = method.work(context)
             seats.append(Seat(method, context, done))
@@ -89,7 +112,7 @@ class Swarm:
         return tuple(f"{method.state_digest(0):016x}" for method in self.methods)
 
 
-class Synchronous:
+class Synchronous(Shared):
     """Data-parallel training: each step by the mean gradient over all peers' micro-batches.
 
     That is one trainer that accumulates over all of them. The micro-batches that the peers of a
@@ -115,7 +138,7 @@ class Synchronous:
         """One step."""
         clock = Clock(self._device)
         with clock.timed():
-            report = self._trainer.work(round, self._slots, _never)
+            report = self._trainer.work(round, self._slots, never)
         self._skipped = self._skipped + 1 if report.skipped else 0
         if self._skipped == SKIPS_MAX:
             raise DivergedError("the gradient")
@@ -136,5 +159,5 @@ def _settings(task: Task, steps: int) -> InnerConfig:
     return inner.model_copy(update={"steps": 1, "accumulation": batches})
 
 
-def _never() -> bool:
+def never() -> bool:
     return False

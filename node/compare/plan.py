@@ -29,11 +29,13 @@ class Entrant:
 
 def entrants(run_file: RunFile, names: Sequence[str] | None) -> list[Entrant]:
     """The methods called so: names, or other run files whose [method] is meant. None: all that can
-    train from scratch. The run file's own method is as it says. Raises ConfigError.
+    train from scratch, of the run file's own kind. The run file's own method is as it says. Raises
+    ConfigError.
     """
     own = run_file.method
     if names is None:
-        names = [name for name, kind in CONFIGS.items() if kind.from_scratch]
+        kinds = CONFIGS.items()
+        names = [n for n, kind in kinds if kind.from_scratch and kind.gossips == own.gossips]
     found = [_entrant(own, name) for name in names]
     if len({one.label for one in found}) < len(found):
         raise ConfigError("two methods have one name", "give their run files different names")

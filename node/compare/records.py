@@ -38,6 +38,12 @@ class Task(Record):
     batches: int
     """Micro-batches that each peer goes through, in all."""
     device: str
+    split: bool = False
+    """Each peer trains on a stretch of the data that no other sees."""
+
+    @property
+    def parts(self) -> int:
+        return self.peers if self.split else 1
 
 
 class Cell(Record):
@@ -82,7 +88,11 @@ class Outcome(Record):
     merge_s: float
     """To check and merge a round's contributions: the median over rounds and peers."""
     digests: tuple[str, ...]
-    """Of each replica at the end; empty for the baseline, which has one."""
+    """Of each replica at the end; empty for the baseline, which has one, and where peers gossip."""
+    own_losses: tuple[float, ...] = ()
+    """Held out at the end, of each peer's own model, where peers gossip. `loss` is then that of
+    their mean.
+    """
 
     @property
     def agrees(self) -> bool:

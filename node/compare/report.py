@@ -68,7 +68,11 @@ class Row(Record):
     hours: dict[int, float]
     hours_overlapped: dict[int, float]
     digests_equal: bool | None
-    """None: there is one replica only."""
+    """None: there is one replica only, or none, where peers gossip."""
+    own_loss: Spread | None = None
+    """Where peers gossip: the mean over peers of their own models' losses. `loss` is that of the
+    mean of their models.
+    """
 
 
 class Report(Record):
@@ -178,6 +182,7 @@ def _row(
         hours=_hours(outcomes, rounds, overlapped=False),
         hours_overlapped=_hours(outcomes, rounds, overlapped=True),
         digests_equal=all(o.agrees for o in outcomes) if one.digests else None,
+        own_loss=Spread.of([fmean(o.own_losses) for o in outcomes]) if one.own_losses else None,
     )
 
 

@@ -19,12 +19,11 @@ import torch
 
 from node.build import Workshop
 from node.compare import plan
-from node.compare.contenders import Swarm, Synchronous
 from node.compare.records import Cell, Outcome, Task
 from node.compare.report import Report, report
 from node.compare.shelf import Shelf
 from node.compare.supply import Supply
-from node.compare.trial import train
+from node.compare.trial import contender_for, train
 from node.config import NodeConfig, RunFile
 from node.durable import write_atomically
 from node.errors import UserError
@@ -50,6 +49,7 @@ class Wishes:
     total_steps: int | None = None
     tokens: int | None = None
     jobs: int = 1
+    split: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +98,17 @@ class Comparison:
             peers=wishes.peers,
             batches=batches,
             device=workshop.device.type,
+            split=wishes.split,
         )
         rates = wishes.rates or {}
         return task, plan.cells(entrants, wishes.steps, rates, wishes.seeds, batches, inner)
 
     def _try_out(self) -> None:
         """Is the model one that the baseline and each method can train?"""
-        module, supply = self._workshop.model.module, Supply(self._workshop.data, 0)
+        supply = Supply(self._workshop.data, 0, self._task.parts)
         alone = self._task.model_copy(update={"peers": 1})
-        Synchronous(alone, 1, self._workshop, module, supply)
         for method in {cell.label: cell.method for cell in self.cells}.values():
-            if method is not None:
-                Swarm(alone, method, self._workshop, module, supply)
+            contender_for(alone, method, 1, self._workshop, self._workshop.model.module, supply)
 
     def run(self, tell: Callable[[Progress], None]) -> bool:
         """Train what is missing. False when Ctrl-C ended it: what is finished is kept."""

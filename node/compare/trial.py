@@ -4,12 +4,16 @@ import math
 import statistics
 
 import torch
+from torch import nn
 
 from node.build import Workshop
 from node.compare.contenders import Contender, Round, Swarm, Synchronous, Tell
+from node.compare.gossip import Gossip
 from node.compare.records import Cell, Outcome, Task
 from node.compare.supply import Supply
 from node.errors import DivergedError
+from node.methods.parts.gossip_config import GossipConfig
+from node.methods.registry import MethodConfig
 from node.training.evaluate import held_out_loss
 from node.training.inner import trained_parameters
 
@@ -21,12 +25,9 @@ def train(task: Task, cell: Cell, workshop: Workshop, tell: Tell) -> Outcome:
     gradients were not finite: its loss is not one at equal tokens.
     """
     torch.manual_seed(cell.seed)  # for models with dropout
-    supply, model = Supply(workshop.data, cell.seed), workshop.another_model(cell.seed)
-    contender: Contender
-    if cell.method is None:
-        contender = Synchronous(task, cell.rounds, workshop, model.module, supply)
-    else:
-        contender = Swarm(task, cell.method, workshop, model.module, supply)
+    supply = Supply(workshop.data, cell.seed, task.parts)
+    model = workshop.another_model(cell.seed)
+    contender = contender_for(task, cell.method, cell.rounds, workshop, model.module, supply)
     batches, marks = workshop.data.held_out(), _marks(cell.rounds)
     curve: list[tuple[int, float]] = []
     rounds: list[Round] = []
@@ -35,6 +36,7 @@ def train(task: Task, cell: Cell, workshop: Workshop, tell: Tell) -> Outcome:
             rounds.append(contender.close(number))
             tell(cell.interval * task.peers)
             if number + 1 in marks:
+                contender.show()
                 loss = held_out_loss(model.module, batches)
                 if not math.isfinite(loss):
                     raise DivergedError("the held-out loss")
@@ -52,7 +54,24 @@ def train(task: Task, cell: Cell, workshop: Workshop, tell: Tell) -> Outcome:
         work_s=_median([seconds for one in rounds for seconds in one.work_s]),
         merge_s=_median([seconds for one in rounds for seconds in one.merge_s]),
         digests=contender.digests(),
+        own_losses=contender.own_losses(batches),
     )
+
+
+def contender_for(
+    task: Task,
+    method: MethodConfig | None,
+    steps: int,  # of the baseline, in all
+    workshop: Workshop,
+    module: nn.Module,
+    supply: Supply,
+) -> Contender:
+    """Raises ConfigError when the model cannot be trained so."""
+    if method is None:
+        return Synchronous(task, steps, workshop, module, supply)
+    if isinstance(method, GossipConfig):
+        return Gossip(task, method, workshop, module, supply)
+    return Swarm(task, method, workshop, module, supply)
 
 
 def _marks(rounds: int) -> set[int]:

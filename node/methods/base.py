@@ -67,6 +67,7 @@ class MethodTable(Protocol):
     """What a run's settings tell of a method before a model is loaded, or without one."""
 
     unit_of_work: ClassVar[str]  # what payloads are weighed in, in the plural
+    gossips: ClassVar[bool]  # its peers have no rounds and no state in common
     sums: ClassVar[bool]  # the method is `Summing`: what is attached may be summed part by part
 
     def weigh(self, payload: bytes) -> int:

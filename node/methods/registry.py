@@ -1,21 +1,43 @@
-"""The only list of methods. Nothing outside this package asks which one runs."""
+"""The only list of methods. Nothing outside this package asks which one runs.
+
+There are two kinds: those of rounds, whose peers hold one state in common, and those that gossip.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Final, assert_never, get_args
 
 from pydantic import Discriminator
 
+from node.errors import ConfigError
+from node.methods.ad_psgd_config import AdPsgdConfig
 from node.methods.base import Method
+from node.methods.d_psgd_config import DPsgdConfig
 from node.methods.demo_config import DemoConfig
+from node.methods.dfedsam_config import DFedSamConfig
 from node.methods.diloco_config import DilocoConfig
 from node.methods.econtrol_config import EControlConfig
+from node.methods.noloco_config import NoLoCoConfig
+from node.methods.parts.gossip_config import GossipConfig
+from node.methods.push_sum_config import PushSumConfig
 from node.methods.sparseloco_config import SparseLocoConfig
 from node.methods.spsa_config import SpsaConfig
+from node.methods.variance_corrected_config import VarianceCorrectedConfig
 
 if TYPE_CHECKING:
+    from node.methods.parts.mixing import Mixing, State
     from node.methods.parts.setup import Setup
+    from node.training.inner import InnerWork
 
-AnyMethod = SpsaConfig | SparseLocoConfig | DilocoConfig | EControlConfig | DemoConfig
+AnyRounds = SpsaConfig | SparseLocoConfig | DilocoConfig | EControlConfig | DemoConfig
+AnyGossip = (
+    DPsgdConfig
+    | NoLoCoConfig
+    | PushSumConfig
+    | DFedSamConfig
+    | VarianceCorrectedConfig
+    | AdPsgdConfig
+)
+AnyMethod = AnyRounds | AnyGossip
 MethodConfig = Annotated[AnyMethod, Discriminator("name")]
 """The `[method]` table; `name` says which."""
 
@@ -35,7 +57,9 @@ def config_beside(name: str, other: MethodConfig) -> MethodConfig:
 
 
 def build_method(config: MethodConfig, setup: "Setup") -> Method:
-    """Methods are imported here: torch and compiled loops are for who trains."""
+    """Methods are imported here: torch and compiled loops are for who trains. Raises ConfigError
+    for a method that gossips: it has no rounds.
+    """
     match config:
         case SpsaConfig():
             from node.methods.spsa import Spsa
@@ -57,5 +81,62 @@ def build_method(config: MethodConfig, setup: "Setup") -> Method:
             from node.methods.demo import Demo
 
             return Demo(config, setup)
+        case GossipConfig():
+            raise _gossips(config)
         case _:
             assert_never(config)
+
+
+def check_has_rounds(config: MethodConfig) -> None:
+    """Raises ConfigError for a method that gossips, before anything is begun."""
+    if isinstance(config, GossipConfig):
+        raise _gossips(config)
+
+
+def _gossips(config: AnyGossip) -> ConfigError:
+    return ConfigError(
+        f"{config.name} gossips, and peers cannot do that over the network yet",
+        "`peer simulate` and `peer bench methods` run it on this machine",
+    )
+
+
+def build_mixing(config: AnyGossip) -> "Mixing":
+    """What an exchange of a method that gossips moves."""
+    match config:
+        case DPsgdConfig() | DFedSamConfig():
+            from node.methods.d_psgd import Averaging
+
+            return Averaging()
+        case NoLoCoConfig():
+            from node.methods.noloco import NoLoCo
+
+            return NoLoCo(config.learning_rate, config.spring, config.momentum)
+        case PushSumConfig():
+            from node.methods.push_sum import PushSum
+
+            return PushSum()
+        case VarianceCorrectedConfig():
+            from node.methods.variance_corrected import VarianceCorrected
+
+            return VarianceCorrected(config.cap)
+        case AdPsgdConfig():
+            from node.methods import ad_psgd
+
+            return ad_psgd.mixing(config)
+        case _:
+            assert_never(config)
+
+
+def build_inner(config: AnyGossip, setup: "Setup", mixing: "Mixing", state: "State") -> "InnerWork":
+    """What takes the inner steps of a method that gossips. Raises ConfigError."""
+    match config:
+        case DFedSamConfig():
+            from node.methods import dfedsam
+
+            return dfedsam.trainer(config, setup)
+        case AdPsgdConfig():
+            from node.methods import ad_psgd
+
+            return ad_psgd.trainer(config, setup, mixing, state)
+        case _:
+            return setup.inner(config.inner)

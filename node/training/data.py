@@ -57,14 +57,29 @@ class Data:
         self.private = config.private
         self.digest: bytes | None = None if config.private else _digest(train, held_out)
 
-    def batch(self, slot: int) -> Batch:
+    def batch(self, slot: int, part: int = 0, parts: int = 1) -> Batch:
         """The batch of a slot; slots count on through the epochs, each of which has an order of its
-        own.
+        own. With several `parts`: as if there were only this one of so many equal stretches of the
+        samples, of `batches_in` batches.
         """
-        epoch, place = divmod(slot, self.batches)
-        size = self._config.batch
-        places = np.arange(place * size, (place + 1) * size, dtype=np.int64)
-        return self._train.batch(permuted(places, len(self._train), epoch, self._config.seed))
+        return self.batches_of(np.array([slot]), np.array([part]), parts)
+
+    def batches_of(self, slots: Ints, part: Ints, parts: int) -> Batch:
+        """The batches of many slots, each in its part, one after the other as one batch."""
+        size, samples = self._config.batch, len(self._train) // parts
+        epochs, first = np.divmod(slots, self.batches_in(parts))
+        places = first[:, None] * size + np.arange(size)
+        found = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            those = epochs == epoch
+            found[those] = permuted(
+                places[those].reshape(-1), samples, epoch, self._config.seed
+            ).reshape(-1, size)
+        return self._train.batch((part[:, None] * samples + found).reshape(-1))
+
+    def batches_in(self, parts: int) -> int:
+        """Of each of so many parts, in one epoch; 0: they are too small."""
+        return len(self._train) // parts // self._config.batch
 
     def held_out(self) -> list[Batch]:
         """The same batches every time, spread over everything that is held out."""

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,18 +12,25 @@ from torch import Tensor, nn
 from node.build import Workshop
 from node.compare import plan
 from node.compare.contenders import Swarm, Synchronous
+from node.compare.gossip import Gossip
 from node.compare.records import Cell, Outcome, Task
 from node.compare.run import Comparison
 from node.compare.supply import Supply
 from node.compare.trial import EVALUATIONS, train
 from node.config import load_run_file
+from node.errors import ConfigError
 from node.methods.diloco_config import DilocoConfig
+from node.methods.parts.gossip_config import GossipConfig
 from node.methods.parts.header import Header
+from node.methods.parts.mixing import MODEL
 from node.methods.registry import CONFIGS
+from node.training.data import Data, Windows
+from node.training.data_config import DataConfig
 from node.training.losses import Batch
 from tests.compare.conftest import SGD, MakeComparison, quietly
 
-FROM_SCRATCH = [name for name, kind in CONFIGS.items() if kind.from_scratch]
+FROM_SCRATCH = [n for n, kind in CONFIGS.items() if kind.from_scratch and not kind.gossips]
+GOSSIPING = [n for n, kind in CONFIGS.items() if kind.gossips]
 
 
 class Recording(Supply):
@@ -94,6 +102,74 @@ def test_every_method_takes_part(make_comparison: MakeComparison, name: str) -> 
     assert sum(told) == 4 * 3
     assert outcome.sent_bytes > 4
     assert outcome.received_bytes == 2 * outcome.sent_bytes
+
+
+@pytest.mark.parametrize("name", GOSSIPING)
+def test_every_method_that_gossips_takes_part(make_comparison: MakeComparison, name: str) -> None:
+    """Peers have models of their own; what is judged is their mean, on the same tokens."""
+    task, workshop, cells = parts(make_comparison(methods=(name,), rates={}, peers=3))
+    tried = [cell for cell in cells if cell.method is not None]
+    assert {cell.rate for cell in tried} == set(CONFIGS[name].rates or (None,))
+    outcome = train(task, tried[-1], workshop, lambda batches: None)
+    assert outcome.digests == ()
+    assert outcome.loss is not None
+    assert len(outcome.own_losses) == 3
+    assert len(set(outcome.own_losses)) > 1
+    assert outcome.tokens == 4 * 3 * 2 * 16, "steps, peers, samples, context"
+    # Of three, two meet in a round; of directed ones all send.
+    met = 1.0 if name == "push-sum" else 2 / 3
+    method = tried[-1].method
+    assert isinstance(method, GossipConfig)
+    shapes = [p.shape for p in workshop.model.module.parameters()]
+    sent = met * method.exchanges_a_round * method.exchange_bytes(shapes)
+    assert outcome.sent_bytes == pytest.approx(sent)
+
+
+def test_the_merged_model_is_the_mean_by_work(make_comparison: MakeComparison) -> None:
+    task, workshop, cells = parts(make_comparison(methods=("d-psgd",), rates={}, peers=2))
+    method = cells[-1].method
+    assert isinstance(method, GossipConfig)
+    module = workshop.another_model().module
+    gossip = Gossip(task, method, workshop, module, Supply(workshop.data, 0))
+    gossip.close(0)
+    one, other = gossip.parties.values()
+    one.state[MODEL] += 1.0
+    other.tokens = 3 * one.tokens
+    gossip.show()
+    wanted = 0.25 * one.state[MODEL] + 0.75 * other.state[MODEL]
+    assert torch.allclose(flat(module), wanted, atol=1e-6)
+
+
+def test_parts_of_the_data_are_apart_and_all_of_it() -> None:
+    """Each peer sees its own stretch; synchronous training and the peers see the same batches."""
+    config = DataConfig(source="text", path=("unused",), context=4, batch=2)
+    stream = np.arange(4 * 25 + 1, dtype=np.uint32)  # 25 samples, all different
+    supply = Supply(Data(config, Windows([stream], 4), Windows([stream], 4)), 0, parts=3)
+    each = [[supply.share(part).batch(slot) for slot in range(4)] for part in range(3)]
+    seen = [{int(row[0]) // 4 for batch in own for row in batch.inputs} for own in each]
+    assert seen == [set(range(8)), set(range(8, 16)), set(range(16, 24))]
+    for slot in range(12):
+        assert torch.equal(supply.batch(slot).inputs, each[slot % 3][slot // 3].inputs)
+    assert supply.share(0).private
+    assert supply.batches == 3 * 4 + 12
+
+
+def test_parts_that_hold_no_batch_are_refused(make_comparison: MakeComparison) -> None:
+    with pytest.raises(ConfigError, match="parts"):
+        Supply(parts(make_comparison())[1].data, 0, parts=10_000)
+
+
+@pytest.mark.parametrize("name", ["diloco", "d-psgd"])
+def test_split_comparisons_train_each_peer_on_its_part(
+    make_comparison: MakeComparison, name: str
+) -> None:
+    comparison = make_comparison(methods=(name,), rates={}, split=True)
+    assert comparison.run(quietly)
+    baseline, row = comparison.report().rows
+    assert baseline.tokens == row.tokens
+    plain = make_comparison(methods=(name,), rates={})
+    assert plain.run(quietly)
+    assert plain.report().rows[-1].loss != row.loss
 
 
 def test_a_replica_that_differs_is_seen(make_comparison: MakeComparison) -> None:

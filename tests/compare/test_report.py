@@ -120,3 +120,18 @@ def test_digests_that_differ_are_said() -> None:
     assert shown(said(*[2.0] * 8)).digests_equal is True
     done = {one: outcome(2.0, digests=()) for one in PLANNED[:2]}
     assert report("tiny", TASK, PLANNED, done, {}).rows[0].digests_equal is None
+
+
+def test_where_peers_gossip_their_own_losses_are_beside_the_loss_of_their_mean() -> None:
+    done = {cell(None, seed, 2): outcome(2.0, digests=()) for seed in (0, 1)}
+    done |= {
+        cell("0.7", seed): outcome(2.5, digests=(), own_losses=(2.6 + seed, 2.8 + seed))
+        for seed in (0, 1)
+    }
+    planned = [one for one in PLANNED if one in done]
+    baseline, row = report("tiny", TASK, planned, done, {}).rows
+    assert baseline.own_loss is None
+    assert row.own_loss is not None
+    assert row.own_loss.mean == pytest.approx(3.2)
+    assert row.loss.mean == 2.5
+    assert row.digests_equal is None

@@ -51,6 +51,7 @@ optimizer = {{ name = "adamw", lr = 0.01 }}
 SPARSELOCO = '[method]\nname = "sparseloco"\nchunk = 256\n' + _INNER
 DILOCO = '[method]\nname = "diloco"\nvalue_bits = 8\n' + _INNER
 STREAMING = '[method]\nname = "diloco"\nfragments = 2\noverlap = true\n' + _INNER
+NOLOCO = '[method]\nname = "noloco"\n' + _INNER
 DEMO = '[method]\nname = "demo"\noverlap = true\n\n[method.gradient]\nbatches = 2\n'
 
 

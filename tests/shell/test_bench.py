@@ -10,7 +10,7 @@ import pytest
 from cli import app
 from node.compare.run import Progress
 from node.methods.registry import CONFIGS
-from tests.shell.runs import DILOCO, SPARSELOCO, write_run
+from tests.shell.runs import DILOCO, NOLOCO, SPARSELOCO, write_run
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = (
@@ -43,13 +43,32 @@ def test_a_table_and_a_picture(bench: Run, tmp_path: Path) -> None:
     table, _, notes = said.partition("tiny: 2 peers, 4 inner steps of adamw each, 256 tokens")
     rows = {line.split()[0]: line.split() for line in table.splitlines() if line.strip()}
     for name, kind in CONFIGS.items():
-        if kind.from_scratch:
+        if kind.from_scratch and not kind.gossips:
             assert rows[name][2] == "own"
             assert rows[name][-1] == "equal"
     assert rows["synchronous"][1:3] == ["1", "-"]
     assert "ring all-reduce" in notes
     assert "written" in err
     assert {path.name for path in out.iterdir()} == {"cells", "methods.json", "methods.png"}
+
+
+def test_a_run_that_gossips_is_compared_with_others_that_do(bench: Run, tmp_path: Path) -> None:
+    """P7: the loss is that of the mean of all models, and beside it is what each has by itself."""
+    run, out = str(write_run(tmp_path, method=NOLOCO)), tmp_path / "out"
+    code, said, err = bench(run, *SMALL, "--out", str(out), "--split")
+    assert code == 0, err
+    table, _, notes = said.partition("tiny: 2 peers, 4 inner steps of adamw each, 256 tokens")
+    rows = {line.split()[0]: line.split() for line in table.splitlines() if line.strip()}
+    assert table.split()[:5] == ["method", "H", "rate", "loss", "own"]
+    for name, kind in CONFIGS.items():
+        assert (name in rows) == (kind.from_scratch and kind.gossips)
+    assert rows["noloco"][2] == rows["d-psgd"][2] == "own"
+    assert rows["d-psgd"][-1] == rows["synchronous"][4] == "-"
+    assert "that of the mean of all" in notes
+    assert "a stretch of the data of its own" in notes
+    report = json.loads((out / "methods.json").read_text())
+    assert report["task"]["split"] is True
+    assert all(row["own_loss"] for row in report["rows"][1:])
 
 
 def test_ctrl_c_says_how_to_go_on(

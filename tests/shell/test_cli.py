@@ -20,7 +20,7 @@ from protocol.entries import Token
 from protocol.identity import Identity
 from protocol.ids import PeerId, RunId
 from protocol.invites import Contact, Invite, encode_invite
-from tests.shell.runs import DILOCO, SPARSELOCO, write_run
+from tests.shell.runs import DILOCO, NOLOCO, SPARSELOCO, write_run
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
@@ -362,6 +362,40 @@ def test_simulate_says_what_to_expect(peer: Run) -> None:
     assert {"swarm", "sent", "received", "control", "bottleneck", "rounds"} <= set(said)
     assert "5 cable, 3 wireless, 2 behind a router" in said["swarm"]
     assert "% behind a router" in said["rounds"]
+
+
+def test_simulate_trains_peers_that_gossip(peer: Run, tmp_path: Path) -> None:
+    run = str(write_run(tmp_path, method=NOLOCO))
+    options = ("--peers", "6", "--rounds", "4", "--links", "lan", "--faults")
+    code, out, err = peer("simulate", run, *options)
+    assert code == 0, err
+    said = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert said["swarm"] == "6 peers (6 lan), noloco, seed 0"
+    assert {"model", "exchanges", "sent", "came", "mixing", "merged,"} <= set(said)
+    code, out, err = peer("simulate", run, *options, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["looks"][-1]["merged_loss"] < report["looks"][0]["merged_loss"]
+    code, _, err = peer("simulate", run, "--payload", "100")
+    assert code == 2
+    assert "--payload" in complaint(err)[0]
+
+
+@pytest.mark.parametrize("command", ["start", "up", "check"])
+def test_what_gossips_is_not_started_over_the_network(
+    peer: Run, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two lines, before anything is made."""
+    monkeypatch.chdir(tmp_path)
+    run, home = str(write_run(tmp_path, method=NOLOCO)), tmp_path / "home"
+    before = set(tmp_path.iterdir())
+    where = {"start": ("--home", str(home)), "up": ("--folder", str(home)), "check": ()}
+    code, _, err = peer(command, run, *where[command])
+    assert code == 2
+    assert "noloco gossips" in complaint(err)[0]
+    assert "peer simulate" in complaint(err)[1]
+    assert set(tmp_path.iterdir()) == before
+    assert peer("check", run, "--quick")[0] == 0
 
 
 def test_a_home_holds_one_run(peer: Run, tmp_path: Path) -> None:

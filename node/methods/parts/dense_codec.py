@@ -83,6 +83,23 @@ def encode(layout: DenseLayout, tensors: Sequence[Tensor]) -> bytes:
     return out.tobytes()
 
 
+def rounded(
+    values: Tensor,  # (rows, size) float32, finite: one tensor of as many peers
+    bits: Bits,
+) -> Tensor:
+    """What everybody decodes of each row's encoding, all rows at once."""
+    if bits >= 16:
+        return _float_codes(values, bits).float()
+    rows, size = values.shape
+    block = min(size, BLOCK)
+    padded = values.new_zeros(rows, -(-size // block) * block)
+    padded[:, :size] = values
+    scales, codes = _scaled_codes(padded.view(-1, block), bits)
+    if bits == 4:
+        codes = torch.from_numpy(_E3M0_VALUES).to(values.device)[codes.long()]
+    return (codes.float() * scales[:, None]).view(rows, -1)[:, :size]
+
+
 def decode(layout: DenseLayout, data: bytes) -> DenseUpdate:
     """Raises ValueError for what `encode` would not have written."""
     if len(data) != layout.bytes:
@@ -122,6 +139,48 @@ def _check_scales(scales: Bytes) -> None:
     least, most = (np.float32(scale).view(np.uint32) >> 16 for scale in _SCALES)
     if bool(((patterns != 0) & ((patterns < least) | (patterns > most))).any()):
         raise ValueError(f"a scale is neither 0 nor within {SCALE_MIN:g}..{SCALE_MAX:g}")
+
+
+# What encoding makes of many peers at once
+
+
+def _float_codes(values: Tensor, bits: Bits) -> Tensor:
+    kept = values.clamp(-MAGNITUDE_MAX, MAGNITUDE_MAX)
+    kept = kept.masked_fill(kept.abs() < MAGNITUDE_MIN, 0.0)
+    # Rounding up from below the limit reaches it, which bf16 holds.
+    return kept if bits == 32 else kept.to(torch.bfloat16)
+
+
+def _scaled_codes(
+    blocks: Tensor,  # (count, BLOCK), or narrower ones
+    bits: Bits,
+) -> tuple[Tensor, Tensor]:  # (count,) scales, as bf16 holds them; (count, BLOCK) codes
+    most = blocks.abs().amax(1)
+    scales = _scales(most / 127 if bits == 8 else most)
+    shares = blocks / torch.where(scales > 0, scales, 1.0)[:, None]
+    shares.masked_fill_(scales[:, None] == 0, 0.0)
+    return scales, _int8(shares) if bits == 8 else _e3m0(shares)
+
+
+def _scales(wanted: Tensor) -> Tensor:
+    """As bf16 holds them; so small that nobody would feel it: 0."""
+    rounded = wanted.clamp(max=SCALE_MAX).to(torch.bfloat16).float()
+    return rounded.masked_fill(rounded < SCALE_MIN, 0.0)
+
+
+def _int8(shares: Tensor) -> Tensor:
+    return shares.round().clamp(-127, 127).to(torch.int8)
+
+
+def _e3m0(shares: Tensor) -> Tensor:
+    """The nearest of 0 and 2**-6 .. 2**0, by magnitude."""
+    magnitude = shares.abs()
+    codes = torch.zeros_like(magnitude, dtype=torch.uint8)
+    for exponent in range(1, _E3M0 + 1):
+        above = 2.0 ** (exponent - _E3M0)
+        border = above / 2 if exponent == 1 else above * 0.75  # half way from the one below
+        codes += (magnitude >= border).to(torch.uint8)
+    return codes + 8 * ((shares < 0) & (codes > 0)).to(torch.uint8)
 
 
 # Decoding one tensor

@@ -16,6 +16,7 @@ class TunedConfig(BaseModel):
 
     rates: ClassVar[tuple[str, ...]] = ()
     from_scratch: ClassVar[bool] = True
+    gossips: ClassVar[bool] = False
     sums: ClassVar[bool] = False
 
     def with_rate(self, rate: str) -> Self:

@@ -1,0 +1,63 @@
+"""NoLoCo: DiLoCo's outer step between two peers, and a spring between their slow weights.
+
+*NoLoCo: No-all-reduce Low Communication Training Method for Large Models* (2025),
+https://arxiv.org/abs/2506.10911, with the signs of its code (the printed Eq. 2 diverges). Peer i
+holds slow weights phi_i, from which H inner steps made theta_i. Of the n peers that meet:
+
+    D_i = theta_i - phi_i
+    m_i <- mu m_i + alpha mean_j(D_j) - gamma (phi_i - mean_j(phi_j))
+    phi_i <- phi_i + m_i
+    theta_i <- phi_i
+
+With one partner the last term of m is gamma (phi_i - phi_j) / 2. If nobody comes, D_i alone counts
+and there is no spring. Momentum is heavy-ball.
+
+Differences from the paper: theta moves by m_i - D_i, D_i as the others decoded it. What rounding
+took away, and what was done while the exchange went on, stays in theta - phi, and so in the next D.
+With `kept` the largest elements of D alone are sent: then theta - phi is the error feedback. With
+`slow_every` slow weights travel in turns, and where they do not there is no spring.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from torch import Tensor
+
+from node.methods.parts.mixing import MODEL, Mixing, Offer, State, toward_mean
+
+SLOW: Final = "slow"
+MOMENTUM: Final = "momentum"
+
+
+class NoLoCo(Mixing):
+    vectors = (SLOW, MOMENTUM)
+    coded = 2
+
+    def __init__(self, alpha: float, gamma: float, mu: float) -> None:
+        self._alpha, self._gamma, self._mu = alpha, gamma, mu
+
+    def begin(self, state: State) -> None:
+        state[SLOW].copy_(state[MODEL])
+
+    def offer(self, state: State) -> list[Tensor]:
+        return [state[MODEL] - state[SLOW], state[SLOW]]
+
+    def moves(self, mine: Offer | None, others: Sequence[Offer]) -> list[Tensor]:
+        """The momentum's gain, and D_i."""
+        assert mine is not None, "all send"
+        moved, *slow = mine
+        gain = self._alpha * (moved + toward_mean(moved, [theirs[0] for theirs in others]))
+        if slow:
+            gain += self._gamma * toward_mean(slow[0], [theirs[1] for theirs in others])
+        return [gain, moved]
+
+    def apply(self, state: State, moves: Sequence[Tensor]) -> None:
+        gain, moved = moves
+        momentum = state[MOMENTUM]
+        momentum.mul_(self._mu).add_(gain)
+        state[SLOW].add_(momentum)
+        state[MODEL].add_(momentum - moved)
+
+    def alone(self, state: State) -> None:
+        moved = state[MODEL] - state[SLOW]
+        self.apply(state, [self._alpha * moved, moved])
