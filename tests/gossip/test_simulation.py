@@ -271,6 +271,11 @@ def test_each_peer_may_train_on_a_part_of_its_own(simulate: Simulate) -> None:
         ('name = "adamw", lr = 0.01', 'name = "muon"', "Muon"),
         ('kind = "gpt"\nlayers = 1\nwidth = 8\nheads = 1', 'kind = "hf"\npath = "x"', "built-in"),
         ('name = "d-psgd"', 'name = "sparseloco"', "does not gossip"),
+        (
+            'name = "d-psgd"',
+            'name = "ad-psgd"\ndadao = { smoothness = 2, convexity = 1 }',
+            "DADAO",
+        ),
     ],
 )
 def test_what_cannot_be_simulated_is_said(tmp_path: Path, old: str, new: str, what: str) -> None:
