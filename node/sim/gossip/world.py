@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import partial
 from typing import Final
 
 import torch
@@ -75,7 +76,7 @@ class _Held:
     """A meeting in rounds, until all are there, and then until it is over."""
 
     meeting: Meeting
-    here: set[int] = field(default_factory=set)
+    here: set[bytes] = field(default_factory=set)
     has_begun: bool = False
 
 
@@ -213,11 +214,16 @@ class World:
             self.now_ms + self._patience_ms, peer, lambda: self._give_up(peer, place, expected)
         )
         for held in expected:
-            held.here.add(peer.row)
-            if len(held.here) == len(held.meeting.peers):
+            held.here.add(peer.id)
+            crew = [self.peers[self._rows[one]] for one in held.meeting.peers if self._waits(one)]
+            if len(held.here) == len(crew) == len(held.meeting.peers):
                 held.has_begun = True
-                crew = [self.peers[self._rows[one]] for one in held.meeting.peers]
-                self._hold(crew, held.meeting.directed, lambda crew=crew: self._met(crew))  # type: ignore[misc]
+                self._hold(crew, held.meeting.directed, partial(self._met, crew))
+
+    def _waits(self, member: bytes) -> bool:
+        """It is there, and has not died meanwhile."""
+        row = self._rows.get(member)
+        return row is not None and self.peers[row].phase is Phase.WAITING
 
     def _expected(self, peer: Peer) -> list[_Held]:
         """This peer's meetings of its round; who belongs to a round is fixed when the first one
@@ -248,12 +254,12 @@ class World:
         for held in expected:
             if not held.has_begun:
                 held.has_begun = True  # nobody waits for it any more
-                for row in held.here:
-                    other = self.peers[row]
+                for member in sorted(filter(self._waits, held.here)):
+                    row = self._rows[member]
                     self.counts.alone += 1
                     if not held.meeting.directed:
                         self.crowd.alone(row)
-                    self._met([other])
+                    self._met([self.peers[row]])
 
     def _met(self, crew: Sequence[Peer]) -> None:
         for peer in crew:
