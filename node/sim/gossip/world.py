@@ -15,7 +15,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from functools import partial
 from typing import Final
 
 import torch
@@ -188,7 +187,7 @@ class World:
         for one, its in ((peer, other), (other, peer)):
             one.partner = its.row
             one.offers = self.crowd.offers(one.row)
-        self._hold(both, directed=False, over=lambda: self._parted(both))
+        self._hold(both, directed=False, over=self._parted)
 
     def _parted(self, both: Sequence[Peer]) -> None:
         for one in both:
@@ -218,7 +217,7 @@ class World:
             crew = [self.peers[self._rows[one]] for one in held.meeting.peers if self._waits(one)]
             if len(held.here) == len(crew) == len(held.meeting.peers):
                 held.has_begun = True
-                self._hold(crew, held.meeting.directed, partial(self._met, crew))
+                self._hold(crew, held.meeting.directed, self._met)
 
     def _waits(self, member: bytes) -> bool:
         """It is there, and has not died meanwhile."""
@@ -281,7 +280,12 @@ class World:
 
     # Exchanges
 
-    def _hold(self, crew: Sequence[Peer], directed: bool, over: Callable[[], None]) -> None:
+    def _hold(
+        self,
+        crew: Sequence[Peer],
+        directed: bool,
+        over: Callable[[Sequence[Peer]], None],  # called with those who are still there
+    ) -> None:
         """An exchange begins; all have offered."""
         offers = [peer.offers for peer in crew]
         lives = [peer.life for peer in crew]
@@ -295,7 +299,7 @@ class World:
             self._commit(crew, offers, done if all(here) else 0, directed, here)
             if victim is not None and all(here):
                 self._die(victim)
-            over()
+            over([peer for peer, life in zip(crew, lives, strict=True) if peer.life == life])
 
         late_ms = self._patience_ms if victim is not None else 0.0
         self._at(self.now_ms + takes_ms * done / count + late_ms, None, end)
@@ -324,11 +328,8 @@ class World:
             crowd.commit(peer.row, mine, [one for one in others if one is not None], done)
             peer.exchanges += directed is False or at == 0
             if not directed or at == 0:
-                frames = len(crew) - 1
-                whole = sum(
-                    crowd.coder.bytes_of(n, crew[0].round) + FRAME_BYTES for n in range(done)
-                )
-                peer.sent_bytes += frames * whole
+                whole = sum(self._frame_bytes(number, crew) for number in range(done))
+                peer.sent_bytes += (len(crew) - 1) * whole
         kept.exchanged(before, rows)
         self.counts.exchanges += 1
 
