@@ -42,7 +42,7 @@ simulate: $(VENV)/.installed-dev
 	$(BIN)/python tests/scenarios/long.py --seeds 0:1000 --jobs $$(nproc)
 
 bench: $(VENV)/.installed-dev
-	@for bench in perturb merge sparse dense coefficients churn probe probe_memory traffic newcomer simulator control; do \
+	@for bench in perturb merge sparse dense coefficients churn scatter probe probe_memory traffic newcomer simulator control; do \
 		$(BIN)/python tests/bench/$$bench.py || exit 1; done
 
 # Real processes under faults. Partitions and slow links need root, /dev/net/tun and gcc.

@@ -21,6 +21,7 @@ from protocol.parts import SumName
 from protocol.restore import Reader, offered, parts_of
 
 _FOLDER: Final = "attachments"
+_SPARED_BYTES: Final = 1 << 30  # of our own that nobody replays any more
 
 
 class Attachments:
@@ -108,16 +109,29 @@ class Attachments:
                 self._rounds.pop(root, None)
 
     def collect(self, before: int) -> None:
-        """Remove those of rounds before that, but for our own that may be offered again."""
+        """Remove those of rounds before that, but for the newest of our own that may be offered
+        again: dense ones of a large model would fill any disk.
+        """
         old = {root for root, round in self._rounds.items() if round < before}
         if not old:
             return
-        stay = {*offered(self._disk), *self._newest}
+        ours = offered(self._disk)
+        stay = self._newest | self._spared(old & ours)
         gone = [root for root in old if root not in stay]
         self._drop(gone)
         for root in gone:
             self.files.remove(root)
-        self._forget_parts(before, stay)
+        self._forget_parts(before, ours)
+
+    def _spared(self, roots: Set[Hash]) -> set[Hash]:
+        room, found = _SPARED_BYTES, set[Hash]()
+        for root in sorted(roots, key=lambda root: self._rounds[root], reverse=True):
+            blob = self.files.whole(root)
+            room -= 0 if blob is None else blob.size
+            if room < 0:
+                break
+            found.add(root)
+        return found
 
     def _forget_parts(self, before: int, stay: Set[Hash]) -> None:
         """Records of what old attachments were made of, and came to."""

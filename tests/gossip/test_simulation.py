@@ -221,8 +221,10 @@ def test_who_dies_in_the_middle_of_an_exchange_leaves_the_sum_right(
     assert report.kept_drift < 1e-5
 
 
-def test_new_peers_take_the_places_of_the_dead(simulate: Simulate) -> None:
-    report = simulate(peers=10, exchanges=15, death=0.1, joins=True)
+@pytest.mark.parametrize("name", ["d-psgd", "push-sum"])
+def test_new_peers_take_the_places_of_the_dead(simulate: Simulate, name: str) -> None:
+    """Also of those that die while others still count on them for another exchange."""
+    report = simulate(name, peers=10, exchanges=15, death=0.1, joins=True)
     assert report.deaths >= report.joins > 2
     assert report.alive == 10 - report.deaths + report.joins
     assert report.kept_drift is not None
@@ -271,6 +273,11 @@ def test_each_peer_may_train_on_a_part_of_its_own(simulate: Simulate) -> None:
         ('name = "adamw", lr = 0.01', 'name = "muon"', "Muon"),
         ('kind = "gpt"\nlayers = 1\nwidth = 8\nheads = 1', 'kind = "hf"\npath = "x"', "built-in"),
         ('name = "d-psgd"', 'name = "sparseloco"', "does not gossip"),
+        (
+            'name = "d-psgd"',
+            'name = "ad-psgd"\ndadao = { smoothness = 2, convexity = 1 }',
+            "DADAO",
+        ),
     ],
 )
 def test_what_cannot_be_simulated_is_said(tmp_path: Path, old: str, new: str, what: str) -> None:

@@ -13,12 +13,14 @@ from node.snapshots import Snapshots
 from node.store import Store
 from node.swarm import Swarm
 from protocol.blobs import chunk_id, chunks_of, root_of
-from protocol.codec import CHUNK_BYTES, encode
+from protocol.codec import CHUNK_BYTES, encode, encode_attachments
 from protocol.entries import Attachment
 from protocol.events import BlobKept, BlobKind, Event, KeepBlob, OpenBlob, ServePieces, StorePiece
+from protocol.gathering import sum_key
 from protocol.ids import Hash, PeerId
 from protocol.ledger import Write, round_key
 from protocol.messages import Contribute, Level, Message, Piece
+from protocol.parts import SumName, whole_of
 from tests.shell.bulky_probes import BYTES
 from tests.shell.runs import write_run
 from tests.shell.swarms import WAIT_S, entries, grow, reach, words
@@ -83,6 +85,46 @@ def test_old_ones_go_and_what_may_be_given_back_stays(tmp_path: Path, store: Sto
     shelf.collect(before=5)
     assert [shelf.has(one) for one in (old, ours, same, new)] == [False, True, True, True]
     assert len(list((tmp_path / "attachments").iterdir())) == 3
+
+
+def test_of_old_ones_of_our_own_the_newest_stay(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P8: as many as there is room for."""
+    monkeypatch.setattr("node.attachments._SPARED_BYTES", 2 * len(DATA))
+    shelf = Attachments(tmp_path, store)
+    ours = [shelf.add(n, DATA[n:]) for n in range(4)]
+    for round, one in enumerate(ours):
+        message = Contribute(round, bytes(8), 0, b"8 bytes!", None, None, None, one, bytes(64))
+        store.commit([Write("outbox", round_key(round), encode(message))])
+    shelf.add(9, b"the newest is not in the outbox yet")
+    shelf.collect(before=5)
+    assert [shelf.has(one) for one in ours] == [False, False, True, True]
+
+
+def test_parts_are_one_attachment_and_go_with_it(tmp_path: Path, store: Store) -> None:
+    """P3, P8: a part's blob, the record of what a whole is made of, and that of a sum."""
+    shelf = Attachments(tmp_path, store)
+    pieces = [DATA[:10], DATA[10:30]]
+    made = shelf.add_parts(2, pieces)
+    whole = whole_of(made)
+    store.commit([Write("parts", whole.root, encode_attachments(made))])
+    name = SumName(Hash(bytes(32)), 1)
+    sum = shelf.put(2, DATA[:50])
+    record = sum.root + sum.size.to_bytes(8, "big")
+    store.commit([Write("sums", sum_key(2, name), record)])
+    assert shelf.read(whole) == DATA[:30]
+    assert AttachmentReader(tmp_path, store).read(whole) == DATA[:30]
+    assert shelf.sum(2, name) == AttachmentReader(tmp_path, store).sum(2, name) == sum
+    assert shelf.sum(3, name) is None
+    shelf.files.path(made[1].root).unlink()
+    assert shelf.read(whole) is None
+    shelf.add(9, b"the newest")
+    shelf.collect(before=5)
+    assert not list(store.scan("parts"))
+    assert not list(store.scan("sums"))
+    assert [path.name for path in (tmp_path / "attachments").iterdir()] != []
+    assert not shelf.has(sum)
 
 
 def test_attachments_are_served_before_snapshots(tmp_path: Path, store: Store) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from node.errors import ConfigError
 from node.gossip.coding import Coder
+from node.methods.dadao import Dadao
 from node.methods.dfedsam_config import DFedSamConfig
 from node.methods.noloco import SLOW
 from node.methods.parts.mixing import MODEL, Offer, State
@@ -55,6 +57,10 @@ class Crowd:
         self._losses: dict[int, float] = {}
         self._tokens_a_round = 0
         if data is not None:
+            if isinstance(self.mixing, Dadao):
+                raise ConfigError(
+                    "steps with DADAO's momentum are not simulated", "leave out `dadao` in [method]"
+                )
             self._work = torch.zeros(rows, self.size)
             radius = config.radius if isinstance(config, DFedSamConfig) else 0.0
             self._rows = Rows(module, data, config.inner, rows, parts, radius)

@@ -5,7 +5,6 @@ through `vmap` together, so that their small products become one batched product
 moves whole rows. A row's numbers are those of `training.inner`, up to the order of sums.
 """
 
-from collections.abc import Callable
 from typing import Final, assert_never
 
 import numpy as np
@@ -38,14 +37,13 @@ class Rows:
         peers: int,
         parts: int = 1,  # stretches of the data; a peer trains on one of them
         radius: float = 0.0,  # of sharpness-aware steps
-        event: Callable[[Tensor, Tensor], None] | None = None,  # (rows, gradients), no optimizer
     ) -> None:
         """Raises ConfigError for a model that is no language model, and for Muon."""
         named = trained_parameters(module)
         self._shapes = {name: p.shape for name, p in named}
         self._sizes = [p.numel() for _, p in named]
         self._module, self._data, self._inner = module, data, inner
-        self._parts, self._radius, self._event = parts, radius, event
+        self._parts, self._radius = parts, radius
         if data.batch(0).lengths is not None:
             raise ConfigError(
                 "texts with labels are not simulated", 'take a run with task = "language-model"'
@@ -109,9 +107,6 @@ class Rows:
         if self._radius:
             norms = gradients.norm(dim=1, keepdim=True).clamp(min=1e-30)
             _, gradients = self._gradients(block + self._radius * gradients / norms, batches)
-        if self._event is not None:
-            self._event(torch.from_numpy(rows), gradients)
-            return losses
         if self._inner.clip_norm is not None:
             norms = gradients.norm(dim=1, keepdim=True)
             gradients *= (self._inner.clip_norm / (norms + 1e-6)).clamp(max=1.0)

@@ -75,7 +75,7 @@ class _Held:
     """A meeting in rounds, until all are there, and then until it is over."""
 
     meeting: Meeting
-    here: set[int] = field(default_factory=set)
+    here: set[bytes] = field(default_factory=set)
     has_begun: bool = False
 
 
@@ -187,7 +187,7 @@ class World:
         for one, its in ((peer, other), (other, peer)):
             one.partner = its.row
             one.offers = self.crowd.offers(one.row)
-        self._hold(both, directed=False, over=lambda: self._parted(both))
+        self._hold(both, directed=False, over=self._parted)
 
     def _parted(self, both: Sequence[Peer]) -> None:
         for one in both:
@@ -213,11 +213,16 @@ class World:
             self.now_ms + self._patience_ms, peer, lambda: self._give_up(peer, place, expected)
         )
         for held in expected:
-            held.here.add(peer.row)
-            if len(held.here) == len(held.meeting.peers):
+            held.here.add(peer.id)
+            crew = [self.peers[self._rows[one]] for one in held.meeting.peers if self._waits(one)]
+            if len(held.here) == len(crew) == len(held.meeting.peers):
                 held.has_begun = True
-                crew = [self.peers[self._rows[one]] for one in held.meeting.peers]
-                self._hold(crew, held.meeting.directed, lambda crew=crew: self._met(crew))  # type: ignore[misc]
+                self._hold(crew, held.meeting.directed, self._met)
+
+    def _waits(self, member: bytes) -> bool:
+        """It is there, and has not died meanwhile."""
+        row = self._rows.get(member)
+        return row is not None and self.peers[row].phase is Phase.WAITING
 
     def _expected(self, peer: Peer) -> list[_Held]:
         """This peer's meetings of its round; who belongs to a round is fixed when the first one
@@ -248,12 +253,12 @@ class World:
         for held in expected:
             if not held.has_begun:
                 held.has_begun = True  # nobody waits for it any more
-                for row in held.here:
-                    other = self.peers[row]
+                for member in sorted(filter(self._waits, held.here)):
+                    row = self._rows[member]
                     self.counts.alone += 1
                     if not held.meeting.directed:
                         self.crowd.alone(row)
-                    self._met([other])
+                    self._met([self.peers[row]])
 
     def _met(self, crew: Sequence[Peer]) -> None:
         for peer in crew:
@@ -275,7 +280,12 @@ class World:
 
     # Exchanges
 
-    def _hold(self, crew: Sequence[Peer], directed: bool, over: Callable[[], None]) -> None:
+    def _hold(
+        self,
+        crew: Sequence[Peer],
+        directed: bool,
+        over: Callable[[Sequence[Peer]], None],  # called with those who are still there
+    ) -> None:
         """An exchange begins; all have offered."""
         offers = [peer.offers for peer in crew]
         lives = [peer.life for peer in crew]
@@ -289,7 +299,7 @@ class World:
             self._commit(crew, offers, done if all(here) else 0, directed, here)
             if victim is not None and all(here):
                 self._die(victim)
-            over()
+            over([peer for peer, life in zip(crew, lives, strict=True) if peer.life == life])
 
         late_ms = self._patience_ms if victim is not None else 0.0
         self._at(self.now_ms + takes_ms * done / count + late_ms, None, end)
@@ -318,11 +328,8 @@ class World:
             crowd.commit(peer.row, mine, [one for one in others if one is not None], done)
             peer.exchanges += directed is False or at == 0
             if not directed or at == 0:
-                frames = len(crew) - 1
-                whole = sum(
-                    crowd.coder.bytes_of(n, crew[0].round) + FRAME_BYTES for n in range(done)
-                )
-                peer.sent_bytes += frames * whole
+                whole = sum(self._frame_bytes(number, crew) for number in range(done))
+                peer.sent_bytes += (len(crew) - 1) * whole
         kept.exchanged(before, rows)
         self.counts.exchanges += 1
 
