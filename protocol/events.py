@@ -259,6 +259,7 @@ class ModelWanted:
 
     peer: PeerId
     sequence: int  # of our own questions
+    size: int  # bytes that it must have
 
 
 @dataclass(frozen=True, slots=True)

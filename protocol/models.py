@@ -32,7 +32,8 @@ _WANTED_MAX: Final = 4_096
 class _Wanted:
     since_ms: int
     asked_ms: int
-    round: int
+    round: int  # until which it is kept
+    size: int
     held: ModelHeld | None = None  # what its owner said
 
 
@@ -59,7 +60,8 @@ class Models:
             self._fail(event.peer, event.sequence, "neither side can dial the other")
             return
         now = int(core.now)
-        self._wanted[event.peer, event.sequence] = _Wanted(now, now, core.head.round)
+        kept_for = core.head.round + core.rules.snapshot_every
+        self._wanted[event.peer, event.sequence] = _Wanted(now, now, kept_for, event.size)
         core.send(event.peer, ModelRequest(event.sequence))
 
     def tick(self) -> None:
@@ -134,6 +136,9 @@ class Models:
             return
         if message.model is None:
             self._give_up(sender, message.sequence, "it has no model yet")
+            return
+        if message.model.size != one.size:  # no room is made for what cannot be ours
+            self._give_up(sender, message.sequence, "it is none of this run's")
             return
         one.held = message
         root = message.model.root

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from node.errors import UserError
 from node.gossip.port import GossipPort
 from protocol.events import Event, ModelFetched, ModelWanted
 from protocol.ids import PeerId
@@ -15,12 +16,17 @@ _AT_ONCE: Final = 8
 async def gather(
     port: GossipPort, post: Callable[[Event], None], members: Sequence[PeerId]
 ) -> list[dict[str, Any]]:
-    """Of each member where its model is, or why it is not here. For the driver's loop."""
+    """Of each member where its model is, or why it is not here. For the driver's loop. Raises
+    UserError.
+    """
     turn = asyncio.Semaphore(_AT_ONCE)
+    size = port.model_bytes
+    if size is None:
+        raise UserError("this peer is still loading its model", "try again in a while")
 
     async def one(peer: PeerId) -> dict[str, Any]:
         async with turn:
-            found = await _fetch(port, post, peer)
+            found = await _fetch(port, post, peer, size)
         if found is None or found.model is None:
             why = "it did not come in time" if found is None else found.reason
             return {"peer": peer.hex(), "why": why}
@@ -37,7 +43,7 @@ async def gather(
 
 
 async def _fetch(
-    port: GossipPort, post: Callable[[Event], None], peer: PeerId
+    port: GossipPort, post: Callable[[Event], None], peer: PeerId, size: int
 ) -> ModelFetched | None:
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[ModelFetched] = loop.create_future()
@@ -46,7 +52,7 @@ async def _fetch(
         if not answer.done():
             answer.set_result(fetched)
 
-    post(ModelWanted(peer, port.expect(peer, done)))
+    post(ModelWanted(peer, port.expect(peer, done), size))
     try:
         return await asyncio.wait_for(answer, _WAIT_S)
     except TimeoutError:

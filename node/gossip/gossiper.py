@@ -54,6 +54,8 @@ from protocol.rules import Rules
 _LOOK_S: Final = 0.1
 _ASKED_MAX: Final = 3  # whom an asynchronous peer asks for one exchange
 _MODELS_ASKED_MAX: Final = 8  # whom a newcomer asks for a model
+_SAME_S: Final = 10.0  # a model that was put on the disk so lately will do for the next asker
+_STAYS_PERIODS: Final = 4
 _PATIENCE: Final = 2  # others may take so many times as long as we did
 
 
@@ -74,7 +76,9 @@ class _StopError(Exception):
 class _Taken:
     """The model as it was put on the disk for others."""
 
+    at_s: float
     number: int
+    tokens: int
     model: Attachment
 
 
@@ -123,6 +127,10 @@ class TrainingGossiper:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
+
+    @property
+    def model_bytes(self) -> int:
+        return 4 * self._party.state[MODEL].numel()
 
     def facts(self) -> dict[str, Any]:
         """For people."""
@@ -428,13 +436,14 @@ class TrainingGossiper:
             self.post(ModelTaken(wish.to, wish.sequence, None, 0, self._number, None))
             return
         taken = self._taken
-        if taken is None or taken.number != self._number or not self.attachments.has(taken.model):
-            model = self.attachments.put(self.round(), write_model(self._party.state[MODEL]))
-            taken = self._taken = _Taken(self._number, model)
+        now_s = time.monotonic()
+        if taken is None or now_s - taken.at_s > _SAME_S or not self.attachments.has(taken.model):
+            # It stays for as long as somebody may need to fetch it.
+            until = self.round() + _STAYS_PERIODS * self.rules.snapshot_every
+            model = self.attachments.put(until, write_model(self._party.state[MODEL]))
+            taken = self._taken = _Taken(now_s, self._number, self._party.tokens, model)
         self.post(
-            ModelTaken(
-                wish.to, wish.sequence, taken.model, self._party.tokens, self._number, now.heldout
-            )
+            ModelTaken(wish.to, wish.sequence, taken.model, taken.tokens, taken.number, now.heldout)
         )
 
     def _fetch_model(self) -> None:
@@ -447,7 +456,7 @@ class TrainingGossiper:
             self._fetched = None
             self._say(f"fetching the model of {short(peer)}")
             self.tell(f"fetching the model of member {short(peer)}")
-            self.post(ModelWanted(PeerId(peer), self._sequence))
+            self.post(ModelWanted(PeerId(peer), self._sequence, self.model_bytes))
             while self._fetched is None or self._fetched.sequence != self._sequence:
                 self._serve_for(_LOOK_S)
             if self._load_model(self._fetched):

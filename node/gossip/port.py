@@ -68,6 +68,11 @@ class GossipPort:
         self._asked[peer, self._sequence] = done
         return self._sequence
 
+    @property
+    def model_bytes(self) -> int | None:
+        """Of a whole model; None while ours is being loaded."""
+        return None if self._live is None else self._live.model_bytes
+
     def facts(self) -> dict[str, Any]:
         """For people."""
         return {"gossip_activity": "loading"} if self._live is None else self._live.facts()
