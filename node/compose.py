@@ -338,9 +338,9 @@ class Node:
 
         method, driver = trainer.method, self._driver
         assert isinstance(method, Checkpoints), "what gossips has checkpoints for rounds"
-        is_founder = base.identity.peer in base.founders
+        is_new = base.identity.peer in base.founders and not peer.ledger.head.round
         live = TrainingGossiper(
-            Learner(method, trainer.heldout, needs_model=not is_founder),
+            Learner(method, trainer.heldout, needs_model=not is_new),
             self._plan.home,
             base.kept.run,
             base.identity.peer,

@@ -25,7 +25,7 @@ class Mutation:
 
 def mutations() -> tuple[Mutation, ...]:
     """The table, from the parts of it below."""
-    parts = (_P1, _P2, (*_P3, *_P3_SUMS), _P4, _P5, _P6, _P7, _P8)
+    parts = (_P1, _P2, (*_P3, *_P3_SUMS, *_P3_GOSSIP), _P4, _P5, _P6, _P7, _P8)
     return tuple(
         Mutation(promise, *fields)
         for promise, part in zip(PROMISES, parts, strict=True)
@@ -255,6 +255,46 @@ _P3_SUMS: Final[_Rows] = (
         "        self._waits.append(_Wait(entry.round, set(missing), done))",
         "        done()",
         _MACHINE + "test_scattering.py::test_most_accept_only_what_they_could_merge",
+    ),
+)
+
+_P3_GOSSIP: Final[_Rows] = (
+    (
+        "A stretch counts before the other side could move by it.",
+        "protocol/exchanging.py",
+        "one.is_prepared and one.ready.issuperset(self.others)",
+        "one.is_prepared",
+        _MACHINE
+        + "test_meetings.py"
+        + "::test_a_stretch_counts_once_it_is_prepared_here_and_all_others_are_ready",
+    ),
+    (
+        "A session begins after somebody heard that nothing of it counts.",
+        "protocol/verdicts.py",
+        "            self._void[message.session] = None\n",
+        "            pass\n",
+        _MACHINE + "test_meetings.py::test_a_session_that_was_denied_never_begins",
+    ),
+    (
+        "Who was ready and heard nothing takes that for a no.",
+        "protocol/verdicts.py",
+        "        elif session.doubts:\n",
+        "        elif session.name is None:\n",
+        _MACHINE + "test_meetings.py::test_who_was_ready_and_hears_nothing_asks_until_it_knows",
+    ),
+    (
+        "What moves a stretch is not on the disk before it is said to be.",
+        "node/gossip/journal.py",
+        "        self._append(fields, [*image.values(), *moves])\n",
+        "",
+        "tests/gossip/test_journal.py::test_a_pair_is_killed_before_any_of_its_writes",
+    ),
+    (
+        "A record that a kill cut short is taken for whole.",
+        "node/gossip/journal.py",
+        "        if len(body) != length or blake3(body).digest(length=8) != check:\n",
+        "        if not body:\n",
+        "tests/gossip/test_journal.py::test_a_log_that_was_cut_short_holds_what_was_whole",
     ),
 )
 

@@ -135,6 +135,7 @@ def killed_at(folder: Path, method: str, number: int) -> tuple[list[Vectors], li
 
 @METHODS
 def test_a_pair_is_killed_before_any_of_its_writes(tmp_path: Path, method: str) -> None:
+    """P3: both sides moved, or neither; what is conserved still is."""
     for number in range(99):
         folder = tmp_path / f"{number}"
         folder.mkdir()
@@ -162,7 +163,7 @@ def test_a_pair_is_killed_before_any_of_its_writes(tmp_path: Path, method: str) 
 
 @METHODS
 def test_a_log_that_was_cut_short_holds_what_was_whole(tmp_path: Path, method: str) -> None:
-    """Killed in the middle of a write: what came before it is there, to the bit."""
+    """P3, killed in the middle of a write: what came before it is there, to the bit."""
     side = Side(tmp_path / "0", method, 0)
     states, sizes = [], []
     path = log_path(side.home, 1)

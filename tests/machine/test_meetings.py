@@ -157,6 +157,7 @@ def test_who_is_refused_goes_on_at_once_and_hears_how_far_others_are() -> None:
 
 
 def test_a_stretch_counts_once_it_is_prepared_here_and_all_others_are_ready() -> None:
+    """P3: until then either side may end, and nothing has moved."""
     one = begun()
     one.hear(P[1], Ready(SESSION, pack([0])))
     assert not of(one.effects, MoveStretch)
@@ -188,6 +189,7 @@ def test_who_does_not_decide_moves_when_it_is_told_to() -> None:
 
 
 def test_who_was_ready_and_hears_nothing_asks_until_it_knows() -> None:
+    """P3: the other side may have moved."""
     one = begun(1)
     taken(one, P[0], 0)
     one.now = 2_000
@@ -219,7 +221,9 @@ def test_a_restart_goes_on_asking_and_telling() -> None:
 
 
 def test_a_session_that_was_denied_never_begins() -> None:
-    """1. Somebody is ready for a session that we do not know: nothing counts, it hears.
+    """P3, or one side would move alone.
+
+    1. Somebody is ready for a session that we do not know: nothing counts, it hears.
     2. Only then comes the word that would have begun it.
     """
     one = door()
