@@ -41,8 +41,8 @@ def test_a_swarm_gossips_through_a_kill_and_ends_with_one_model(
     """1. Three peers meet two by two; the two that joined began with the founder's model.
     2. One is killed. The others go on at once.
     3. Started again, it goes on with the model that it had, and meets the others.
-    4. `peer export --merge` writes the mean of all three, while they train on, and says who is in it
-       and what each is worth.
+    4. `peer export --merge` writes the mean of all three, while they train on, and says who is in
+       it and what each is worth.
     """
     grow(swarm, 3)
     wait_for_exchanges(swarm, 5)
@@ -66,8 +66,8 @@ def test_a_swarm_gossips_through_a_kill_and_ends_with_one_model(
         p.seen["peer"] for p in swarm.peers if p.seen
     }
     assert facts["missing"] == []
-    # So small a model is noisy, and its held-out data few: no worse than they are, about. What is no
-    # mean of them knows nothing, which is 5.5.
+    # So small a model is noisy, and its held-out data few: no worse than they are, about. What is
+    # no mean of them knows nothing, which is 5.5.
     assert facts["heldout_loss"] < facts["mean_heldout_loss"] + 0.3
     assert facts["mean_heldout_loss"] < 3
     assert (tmp_path / "model" / "model.safetensors").exists()
