@@ -19,6 +19,8 @@ from protocol.messages import (
     Part,
     PartRequest,
     PartsHeld,
+    Prepare,
+    Promise,
     Propose,
     Sum,
     SumRequest,
@@ -172,6 +174,51 @@ def test_a_contribution_counts_once_others_hold_all_of_it() -> None:
     assert held(door) == {LAST}
 
 
+def test_one_may_hold_all_parts() -> None:
+    """P4: where few of many are left, each holds most of what the others made."""
+    many = ids(40)
+    start = genesis(many)
+    first, author, holder = ranking(RUN, 0, start.roster)[:3]
+    door = Door(first, many, replace(RULES, parts_max=40, attachment_bytes_max=2_000))
+    made = tuple(part(author, number) for number in range(40))
+    door.hear(author, bring(start, author, whole_of(made)))
+    bits = Bits(40)
+    bits.add(start.roster.seat(author) or 0)
+    for number in range(40):
+        assert held(door) == set()
+        door.hear(holder, PartsHeld(*PLACE, number, bits.encode()))
+        assert not door.faults()
+    assert held(door) == {author}
+
+
+def test_what_nobody_else_has_any_more_is_not_listed() -> None:
+    """P4: as far as is known when the round is closed."""
+    door = Door(SECOND, P, RULES)
+    door.on(work(door))
+    for author in (LAST, THIRD):
+        contribute(door, author)
+        take(door, author, 1)
+    door.hear(FIRST, PartsHeld(*PLACE, 0, seats(SECOND, THIRD, LAST)))
+    door.hear(THIRD, PartsHeld(*PLACE, 1, seats(SECOND)))
+    assert held(door) == {SECOND, THIRD, LAST}
+    reach = door.peer._scattering.is_within_reach
+    assert reach(LAST, {FIRST})
+    assert reach(LAST, {LAST})
+    assert not reach(LAST, {FIRST, LAST})
+    assert reach(LAST, {THIRD, LAST})
+    door.now = 100_000
+    door.on(Tick())
+    (_, prepare), *_ = door.sent(Prepare)
+    door.hear(THIRD, Promise(*PLACE, prepare.ballot, 0, None))
+    while not (sealed := door.sent(Closed)):
+        door.now += 1_000
+        assert door.now < 200_000
+        door.on(Tick())
+    entry = sealed[0][1].entry
+    authors = {START.roster.members[line.seat] for line in entry.body.lines}
+    assert authors == {SECOND, THIRD}, "neither the last nor the first gave a sign of life"
+
+
 def test_who_has_a_part_tells_its_author_and_the_collectors() -> None:
     door = Door(SECOND, P, RULES)
     contribute(door, LAST)
@@ -284,7 +331,7 @@ def test_a_sum_that_was_refused_is_fetched_of_another() -> None:
     door.on(BlobKept(bad.root, is_here=True))
     assert door.peer._gathering.holds([name])
     door.sent(SumRequest)
-    door.on(SumRefused(name))
+    door.on(SumRefused(name, 0))
     assert not door.peer._gathering.holds([name])
     (asked,) = {to[0] for to, message in door.sent(SumRequest) if 0 in message.numbers}
     door.hear(asked, Sum(entry.hash, 0, bad))
