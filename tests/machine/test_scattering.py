@@ -7,10 +7,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.blobs import Bits
+from protocol.deal import PartKept, read_dealt
 from protocol.entries import Attachment, Entry
 from protocol.errors import RemoteError
-from protocol.events import AddUp, BlobKept, GiveBack, OfferSum, Summed, SumRefused, Tick, WorkDone
+from protocol.events import (
+    AddUp,
+    BlobKept,
+    GiveBack,
+    Note,
+    OfferSum,
+    Save,
+    Summed,
+    SumRefused,
+    Tick,
+    WorkDone,
+)
+from protocol.gathering import sum_key
 from protocol.ids import Hash, PeerId, digest
+from protocol.ledger import Mark
 from protocol.messages import (
     Accepted,
     BlobRequest,
@@ -26,9 +40,10 @@ from protocol.messages import (
     SumRequest,
 )
 from protocol.parts import SumName, check_part, path_to, whole_of
+from protocol.peer import Saved
 from protocol.rounds import ranking
 from protocol.rules import Quorum, Rules
-from tests.machine.making import RUN, Door, bring, closed, genesis, ids
+from tests.machine.making import RUN, Door, bring, closed, genesis, ids, judge
 
 P = ids(4)
 START = genesis(P)
@@ -261,6 +276,132 @@ def test_what_does_not_fit_is_counted_against_its_sender(message: Part) -> None:
     assert not door.sent(BlobRequest)
 
 
+def other_whole(author: PeerId) -> tuple[Attachment, ...]:
+    """What an author brings to the same round instead."""
+    return tuple(Attachment(digest("another part", author, bytes([n])), 10 + n) for n in range(2))
+
+
+def test_parts_of_something_else_are_not_added_up() -> None:
+    """P1, P2: an author signed two contributions, and others listed the one that we did not get."""
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    made = other_whole(LAST)
+    entry = closed(START, THIRD, LAST, whole_of(made))
+    door.hear(THIRD, Closed(entry))
+    assert not door.of(AddUp)
+    assert [(to[0], message.number) for to, message in door.sent(PartRequest)] == [(LAST, 0)]
+    door.hear(LAST, Part(*PLACE, LAST, 0, made[0], path_to(made, 0)))
+    door.peer._transfers._orders.pop(made[0].root)
+    door.on(BlobKept(made[0].root, is_here=True))
+    (task,) = door.of(AddUp)
+    assert task.parts == (made[0],)
+
+
+def test_while_a_round_is_open_no_list_counts_more_than_what_came() -> None:
+    """Else two proposals would take each other's parts away."""
+    door = Door(FIRST, P, MAJORITY)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    door.hear(THIRD, Propose(0, closed(START, THIRD, LAST, whole_of(other_whole(LAST)))))
+    assert not door.of(AddUp)
+    door.hear(SECOND, Propose(1, closed(START, SECOND, LAST, whole_of(parts(LAST)))))
+    (task,) = door.of(AddUp)
+    assert task.parts == (part(LAST, 0),)
+
+
+def kept(author: PeerId, number: int, mark: Mark = START) -> PartKept:
+    whole = whole_of(parts(author))
+    return PartKept(mark.round, mark.hash, author, number, whole, part(author, number))
+
+
+def test_who_starts_again_knows_whose_parts_it_has() -> None:
+    """P3: it said so before. What is not on the disk, or of another chain, it does not have."""
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    assert door.written("dealt") == {kept(LAST, 0).key}
+    assert read_dealt(kept(LAST, 0).key, kept(LAST, 0).value) == kept(LAST, 0)
+    elsewhere = replace(kept(SECOND, 0), parent=Hash(bytes(32)))
+    roots = tuple(one.part.root for one in (kept(LAST, 0), elsewhere))
+    saved = Saved((START,), attachments=roots, dealt=(kept(LAST, 0), kept(THIRD, 0), elsewhere))
+    door = Door(SECOND, P, RULES, saved)
+    gone = [w.key for save in door.of(Save) for w in save.writes if w.table == "dealt"]
+    assert gone == [elsewhere.key]
+    door.now = 500
+    door.on(Tick())
+    told = {(to[0], message.number, message.seats) for to, message in door.sent(PartsHeld)}
+    assert {(FIRST, 0, seats(LAST)), (THIRD, 0, seats(LAST))} <= told
+
+
+def test_what_is_left_to_be_added_up_is_after_a_start() -> None:
+    """P3: all ended before anybody had a sum. We summed one part, and hold another of our own."""
+    entry = closed(START, THIRD, SECOND, whole_of(parts(SECOND)))
+    mark = judge(RULES).follow(START, entry)
+    mine = bring(START, SECOND, whole_of(parts(SECOND)))
+    roots = tuple(part(SECOND, number).root for number in range(2))
+    saved = Saved(
+        (START, mark), entry, attachments=roots, dealt=(kept(SECOND, 0),), before=(mine, ())
+    )
+    first = Door(FIRST, P, RULES, saved)
+    assert [(task.name.number, task.parts) for task in first.of(AddUp)] == [(0, (part(SECOND, 0),))]
+    second = Door(SECOND, P, RULES, replace(saved, dealt=(), before=(mine, parts(SECOND))))
+    assert [(task.name.number, task.parts) for task in second.of(AddUp)] == [
+        (1, (part(SECOND, 1),))
+    ]
+    second.hear(THIRD, PartRequest(*PLACE, 0))
+    assert [(to[0], message.number) for to, message in second.sent(Part)] == [(THIRD, 0)]
+    third = Door(THIRD, P, RULES, replace(saved, dealt=(), before=None))
+    assert not third.of(AddUp)
+    asked = {(to[0], m.numbers) for to, m in third.sent(SumRequest)}
+    assert asked == {(FIRST, (0,)), (SECOND, (1,))}
+
+
+def test_records_of_parts_do_not_pile_up() -> None:
+    """P8."""
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    mark = START
+    gone: list[bytes] = []
+    for _ in range(4):
+        assert not gone
+        entry = closed(mark, THIRD, THIRD, None)
+        mark = judge(RULES).follow(mark, entry)
+        door.hear(THIRD, Closed(entry))
+        writes = [write for save in door.of(Save) for write in save.writes]
+        gone += [w.key for w in writes if w.table == "dealt" and w.value is None]
+    assert gone == [kept(LAST, 0).key]
+
+
+def test_a_part_whose_fetch_was_given_up_is_fetched_when_it_is_named_again() -> None:
+    door = Door(SECOND, P, RULES)
+    contribute(door, LAST)
+    door.hear(LAST, named(LAST, 1))
+    assert door.sent(BlobRequest)
+    door.hear(LAST, named(LAST, 1))
+    assert not door.sent(BlobRequest)
+    mark = START
+    for _ in range(2):
+        entry = closed(mark, THIRD, THIRD, None)
+        mark = judge(RULES).follow(mark, entry)
+        door.hear(THIRD, Closed(entry))
+    door.hear(LAST, named(LAST, 1))
+    assert [message.root for _, message in door.sent(BlobRequest)] == [part(LAST, 1).root]
+
+
+def test_nobody_but_members_makes_us_remember_what_comes_early() -> None:
+    """P6."""
+    door = Door(FIRST, P, RULES)
+    early = replace(named(LAST, 0), round=1)
+    for number in range(3):
+        door.hear(PeerId(digest("a stranger", bytes([number]))), early)
+    assert not door.peer._scattering._early
+    for _ in range(30):
+        door.hear(LAST, early)
+    assert [len(found) for found in door.peer._scattering._early.values()] == [16]
+
+
 def test_a_stranger_has_no_say() -> None:
     door = Door(FIRST, P, RULES)
     contribute(door, LAST)
@@ -271,6 +412,46 @@ def test_a_stranger_has_no_say() -> None:
 
 
 # Sums
+
+
+def test_a_stranger_raises_no_alarm() -> None:
+    """P7: two sums of one name mean that a member is broken, so both have to be members'."""
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    entry = entry_of(LAST)
+    door.hear(THIRD, Closed(entry))
+    door.on(Summed(SumName(entry.hash, 0), Attachment(digest("a sum"), 10)))
+    other = Sum(entry.hash, 0, Attachment(digest("another sum"), 10))
+    door.hear(PeerId(digest("a stranger")), other)
+    assert not door.of(Note)
+    door.hear(SECOND, other)
+    assert [note.event for note in door.of(Note)] == ["sums-differ"]
+
+
+def test_a_part_that_is_gone_is_fetched_again() -> None:
+    """P3: the disk damaged it since; its author has it."""
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    entry = entry_of(LAST)
+    door.hear(THIRD, Closed(entry))
+    assert door.of(AddUp)
+    door.on(Summed(SumName(entry.hash, 0), None))
+    door.now = 5_000
+    door.on(Tick())
+    assert [to[0] for to, _ in door.sent(PartRequest)] == [LAST]
+    take(door, LAST, 0)
+    assert [task.parts for task in door.of(AddUp)] == [(part(LAST, 0),)]
+
+
+def test_a_proposal_that_comes_again_is_waited_for_once() -> None:
+    """P6: whoever repeats it makes us remember nothing."""
+    door = Door(THIRD, P, MAJORITY)
+    entry = closed(START, FIRST, LAST, whole_of(parts(LAST)))
+    for sender in (FIRST, SECOND, FIRST, FIRST):
+        door.hear(sender, Propose(0, entry))
+    assert len(door.peer._gathering._waits) == 1
 
 
 def entry_of(author: PeerId) -> Entry:
@@ -336,6 +517,11 @@ def test_a_sum_that_was_refused_is_fetched_of_another() -> None:
     (asked,) = {to[0] for to, message in door.sent(SumRequest) if 0 in message.numbers}
     door.hear(asked, Sum(entry.hash, 0, bad))
     assert not door.sent(BlobRequest)
+    good = Attachment(digest("a sum"), 10)
+    door.hear(asked, Sum(entry.hash, 0, good))
+    door.peer._transfers._orders.pop(good.root)
+    door.on(BlobKept(good.root, is_here=True))
+    assert door.written("sums") == {sum_key(0, name)}, "in the place of the bad one"
 
 
 @pytest.mark.parametrize("sum", [Attachment(digest("x"), 0), Attachment(digest("x"), 1_001)])

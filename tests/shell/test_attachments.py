@@ -13,12 +13,13 @@ from node.snapshots import Snapshots
 from node.store import Store
 from node.swarm import Swarm
 from protocol.blobs import chunk_id, chunks_of, root_of
-from protocol.codec import CHUNK_BYTES, encode
+from protocol.codec import CHUNK_BYTES, encode, encode_attachments
 from protocol.entries import Attachment
 from protocol.events import BlobKept, BlobKind, Event, KeepBlob, OpenBlob, ServePieces, StorePiece
 from protocol.ids import Hash, PeerId
 from protocol.ledger import Write, round_key
 from protocol.messages import Contribute, Level, Message, Piece
+from protocol.parts import whole_of
 from tests.shell.bulky_probes import BYTES
 from tests.shell.runs import write_run
 from tests.shell.swarms import WAIT_S, entries, grow, reach, words
@@ -83,6 +84,22 @@ def test_old_ones_go_and_what_may_be_given_back_stays(tmp_path: Path, store: Sto
     shelf.collect(before=5)
     assert [shelf.has(one) for one in (old, ours, same, new)] == [False, True, True, True]
     assert len(list((tmp_path / "attachments").iterdir())) == 3
+
+
+def test_what_is_about_to_be_given_back_is_still_known_in_parts(
+    tmp_path: Path, store: Store
+) -> None:
+    """P3: it was made a moment ago, so no outbox holds it yet."""
+    shelf = Attachments(tmp_path, store)
+    shelf.add(1, DATA[5:])
+    made = shelf.add_parts(2, [DATA[:9], DATA[9:]])
+    whole = whole_of(made)
+    store.commit([Write("parts", whole.root, encode_attachments(made))])
+    shelf.collect(9)
+    assert shelf.read(whole) == DATA
+    shelf.add_parts(9, [DATA[1:9], DATA[9:]])
+    shelf.collect(9)
+    assert not list(store.scan("parts"))
 
 
 def test_attachments_are_served_before_snapshots(tmp_path: Path, store: Store) -> None:
