@@ -12,6 +12,7 @@ from protocol.entries import Attachment, Entry
 from protocol.errors import RemoteError
 from protocol.events import (
     AddUp,
+    Behind,
     BlobKept,
     GiveBack,
     Note,
@@ -355,6 +356,32 @@ def test_what_is_left_to_be_added_up_is_after_a_start() -> None:
     assert not third.of(AddUp)
     asked = {(to[0], m.numbers) for to, m in third.sent(SumRequest)}
     assert asked == {(FIRST, (0,)), (SECOND, (1,))}
+
+
+def test_who_leaves_an_entry_waits_for_other_parts() -> None:
+    """P2: what its authors bring to the round that is open again is other work."""
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    entry = closed(START, THIRD, LAST, whole_of(parts(LAST)))
+    door.hear(THIRD, Closed(entry))
+    names = SumName(entry.hash, 0), SumName(entry.hash, 1)
+    door.on(Behind(0, 1, None, (), (), names))
+    gone: list[bytes] = []
+    while door.mark.round:
+        door.now += 1_000
+        assert door.now < 60_000
+        door.on(Tick())
+    writes = [write for save in door.of(Save) for write in save.writes]
+    gone += [w.key for w in writes if w.table == "dealt" and w.value is None]
+    assert gone == [kept(LAST, 0).key]
+    made = other_whole(LAST)
+    door.hear(LAST, bring(START, LAST, whole_of(made)))
+    door.hear(LAST, Part(*PLACE, LAST, 0, made[0], path_to(made, 0)))
+    assert [message.root for _, message in door.sent(BlobRequest)] == [made[0].root]
+    for _ in range(3):
+        door.hear(THIRD, Closed(entry))
+    assert len([w for w in door.peer._gathering._waits if names[0] in w.missing]) == 1
 
 
 def test_records_of_parts_do_not_pile_up() -> None:
