@@ -123,13 +123,12 @@ class Deal:
                 self.covered.setdefault(members[seat], set()).add(number)
 
     def has_holder(self, author: PeerId, number: int, gone: Set[PeerId]) -> bool:
-        """Is this part here, or with somebody else who is not gone, as far as we were told?"""
+        """Is this part here, or with somebody who is not gone, as its author is?"""
         seat = self.mark.roster.seat(author)
         if seat is None or self.holds(author, number):
             return seat is not None
-        size = len(self.mark.roster)
-        told = self.told.get(number, {}).items()
-        return any(by not in gone and by != author and seat in Bits(size, raw) for by, raw in told)
+        size, told = len(self.mark.roster), self.told.get(number, {})
+        return any(by not in gone and seat in Bits(size, raw) for by, raw in told.items())
 
     def forget(self, author: PeerId) -> list[int]:
         """What it handed over, and to whom. Returns of which parts we know."""
@@ -137,7 +136,6 @@ class Deal:
         for number in known:
             del self.parts[author, number]
             self.held.get(number, set()).discard(author)
-        self.covered.pop(author, None)
         return known
 
     def is_covered(self, author: PeerId) -> bool:

@@ -67,8 +67,7 @@ class Scattering:
         early, self._early = self._early, {}
         for sender, messages in early.items():
             for message in messages:
-                if message.tip == head.hash[:8]:
-                    self._hear_early(sender, message)
+                self._hear_early(sender, message)
 
     def _new_deal(self, mark: Mark, deadline_ms: int) -> Deal:
         core = self._core
@@ -168,7 +167,7 @@ class Scattering:
     def offer(self, mine: Contribute, parts: tuple[Attachment, ...]) -> None:
         """Our own contribution to the open round."""
         deal = self.open_deal()
-        if deal is None or mine.attached is None or deal.mine is not None:
+        if deal is None or mine.attached is None:
             return
         deal.mine = Own(mine, parts)
         self._hold_own(deal, mine.attached, parts)

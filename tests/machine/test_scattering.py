@@ -24,16 +24,18 @@ from protocol.events import (
     WorkDone,
 )
 from protocol.gathering import sum_key
-from protocol.ids import Hash, PeerId, digest
+from protocol.ids import Hash, Millis, PeerId, digest
 from protocol.ledger import Mark
 from protocol.messages import (
     Accepted,
     BlobRequest,
     Closed,
     Contribute,
+    Level,
     Part,
     PartRequest,
     PartsHeld,
+    PieceRequest,
     Prepare,
     Promise,
     Propose,
@@ -155,6 +157,176 @@ def test_what_nobody_takes_is_offered_to_the_next() -> None:
         offered += [(to[0], message.number) for to, message in door.sent(Part)]
     assert [to for to, number in offered if number == 0][:4] == [FIRST] * 3 + [SECOND]
     assert not [number for _, number in offered if number == 1], "somebody has it"
+
+
+def test_who_is_no_collector_gets_the_contribution_with_its_part() -> None:
+    door = Door(FIRST, P, replace(RULES, parts_max=4, collectors=1))
+    made = tuple(part(FIRST, number) for number in range(4))
+    door.on(replace(work(door), attached=whole_of(made), parts=made))
+    sent = [(to[0], message.number) for to, message in door.sent(Part)]
+    assert sent == [(SECOND, 0), (SECOND, 1), (THIRD, 2), (LAST, 3)]
+    assert {to[0] for to, _ in door.sent(Contribute)} == {SECOND, THIRD, LAST}
+    wake = door.peer.wake_ms
+    assert wake is not None
+    assert wake <= 1_000, "what was lost is sent again"
+
+
+def test_who_is_down_is_passed_over() -> None:
+    """P4: at once, and not after as long as one waits for who is silent."""
+    door = Door(LAST, P, RULES)
+    while FIRST not in door.peer.membership.down():
+        door.now += 500
+        for peer in (SECOND, THIRD):
+            door.peer.membership.heard(peer, Millis(door.now))
+        door.on(Tick())
+        assert door.now < 60_000
+    assert SECOND not in door.peer.membership.down()
+    door.on(work(door))
+    assert {(to[0], m.number) for to, m in door.sent(Part)} == {(SECOND, 0), (SECOND, 1)}
+
+
+def test_who_goes_down_is_waited_for_no_longer() -> None:
+    """P4: although it began to fetch what it was offered."""
+    door = Door(LAST, P, RULES)
+    door.on(work(door))
+    while FIRST not in door.peer.membership.down():
+        assert not [to for to, m in door.sent(Part) if m.number == 0 and to[0] != FIRST]
+        door.now += 500
+        for peer in (SECOND, THIRD):
+            door.peer.membership.heard(peer, Millis(door.now))
+        door.peer._scattering.asked_for(part(LAST, 0).root)
+        door.on(Tick())
+        assert door.now < 60_000
+    assert [to[0] for to, m in door.sent(Part) if m.number == 0] == [SECOND]
+
+
+def test_a_sum_that_is_our_own_part_is_here() -> None:
+    """Of one contribution alone the sum is the same bytes."""
+    door = Door(LAST, P, RULES)
+    door.on(work(door))
+    entry = entry_of(LAST)
+    door.hear(THIRD, Closed(entry))
+    door.hear(FIRST, Sum(entry.hash, 0, part(LAST, 0)))
+    assert not door.sent(BlobRequest)
+    assert door.written("sums") == {sum_key(0, SumName(entry.hash, 0))}
+
+
+def test_who_fetches_a_part_is_given_time() -> None:
+    """Of that part, and as long as it goes on asking."""
+    door = Door(LAST, P, RULES)
+    door.on(work(door))
+    offered: list[tuple[PeerId, int, int]] = []
+    for now in range(0, 12_000, 250):
+        door.now = now
+        for peer in P:
+            door.peer.membership.heard(peer, Millis(now))
+        if now in (500, 4_000):
+            door.hear(FIRST, PieceRequest(part(LAST, 0).root, Level.CHUNK, (0,)))
+        else:
+            door.on(Tick())
+        offered += [(to[0], message.number, now) for to, message in door.sent(Part)]
+    assert [(to, now) for to, number, now in offered if number == 0] == [
+        (SECOND, 8_000),
+        *[(SECOND, now) for now in (9_000, 10_000, 11_000)],
+    ]
+    assert [to for to, number, _ in offered if number == 1][:4] == [SECOND] * 3 + [THIRD]
+
+
+def test_who_has_no_other_left_asks_the_first_again() -> None:
+    """P4."""
+    door = Door(LAST, P, RULES)
+    door.on(work(door))
+    turns: list[PeerId] = []
+    for now in range(0, 20_000, 500):
+        door.now = now
+        for peer in P:
+            door.peer.membership.heard(peer, Millis(now))
+        door.on(Tick())
+        turns += [to[0] for to, message in door.sent(Part) if message.number == 0]
+    order = [peer for n, peer in enumerate(turns) if not n or turns[n - 1] != peer]
+    assert order[:4] == [FIRST, SECOND, THIRD, FIRST]
+
+
+def test_an_overdue_round_is_dealt_once_more() -> None:
+    """P4: who had our parts may have been restarted. Whoever has them says so, and no more."""
+    door = Door(LAST, P, MAJORITY)
+    door.on(work(door))
+    deal = door.peer._scattering.open_deal()
+    assert deal is not None
+    for number, holder in enumerate((FIRST, SECOND)):
+        door.hear(holder, PartsHeld(*PLACE, number, seats(LAST)))
+    due = deal.due_ms + 10_000
+    for now in range(1_000, due, 1_000):
+        door.now = now
+        for peer in P:
+            door.peer.membership.heard(peer, Millis(now))
+        door.on(Tick())
+        assert not door.sent(Part), now
+    assert door.peer._scattering.wake_ms == due
+    door.now = due
+    door.on(Tick())
+    sent = {(to[0], message.number) for to, message in door.sent(Part)}
+    assert sent == {(FIRST, 0), (SECOND, 1)}
+    assert deal.due_ms == due, "and again when it is overdue by as much"
+
+
+def test_our_own_counts_once_others_have_it() -> None:
+    """P3: not because we have it ourselves."""
+    door = Door(FIRST, P, RULES)
+    door.on(work(door))
+    assert held(door) == set()
+    door.hear(SECOND, PartsHeld(*PLACE, 0, seats(FIRST)))
+    door.hear(SECOND, PartsHeld(*PLACE, 1, seats(THIRD)))
+    assert held(door) == set()
+    door.hear(SECOND, PartsHeld(*PLACE, 1, seats(FIRST)))
+    assert held(door) == {FIRST}
+
+
+def test_collectors_hear_at_once_when_all_has_come() -> None:
+    """Else after a moment, so that they hear of many parts in one message; and again later."""
+    door = Door(SECOND, P, replace(RULES, parts_max=3))
+    made = {peer: tuple(part(peer, number) for number in range(3)) for peer in P}
+
+    def bring_all(author: PeerId, number: int) -> None:
+        path = path_to(made[author], number)
+        door.hear(author, bring(START, author, whole_of(made[author])))
+        door.hear(author, Part(*PLACE, author, number, made[author][number], path))
+        door.peer._transfers._orders.pop(made[author][number].root)
+        door.on(BlobKept(made[author][number].root, is_here=True))
+
+    def told_first() -> list[int]:
+        return sorted(m.number for to, m in door.sent(PartsHeld) if to[0] == FIRST)
+
+    door.now = 10_000
+    door.on(Tick())
+    bring_all(LAST, 1)
+    assert told_first() == [1], "nothing was told lately"
+    for author in (FIRST, THIRD, LAST):
+        bring_all(author, 2)
+    door.on(Tick())
+    assert told_first() == []
+    door.now = 10_199
+    door.on(Tick())
+    assert told_first() == []
+    door.now = 10_200
+    door.on(Tick())
+    assert told_first() == [1, 2]
+    door.now = 10_201
+    door.on(replace(work(door), attached=whole_of(made[SECOND]), parts=made[SECOND]))
+    for author in (FIRST, THIRD):
+        assert not [to for to, m in door.sent(PartsHeld) if to[0] == FIRST and m.number == 2]
+        bring_all(author, 1)
+    assert told_first() == []
+    bring_all(LAST, 0)
+    bring_all(FIRST, 0)
+    bring_all(THIRD, 0)
+    assert set(told_first()) == {0, 1, 2}
+    door.now = 12_200
+    door.on(Tick())
+    assert told_first() == []
+    door.now = 12_201
+    door.on(Tick())
+    assert told_first() == [0, 1, 2]
 
 
 def test_our_own_work_in_other_parts_is_a_bug_of_ours() -> None:
@@ -427,6 +599,16 @@ def test_nobody_but_members_makes_us_remember_what_comes_early() -> None:
     for _ in range(30):
         door.hear(LAST, early)
     assert [len(found) for found in door.peer._scattering._early.values()] == [16]
+    entry = closed(START, THIRD, THIRD, None)
+    door.hear(THIRD, Closed(entry))
+    assert not door.faults(), "they were of another branch"
+    bad = replace(named(LAST, 0), round=2, tip=entry.hash[:8], number=9)
+    after = closed(judge(RULES).follow(START, entry), THIRD, THIRD, None)
+    bad = replace(bad, tip=after.hash[:8])
+    door.hear(LAST, bad)
+    assert not door.faults(), "nobody can tell yet"
+    door.hear(THIRD, Closed(after))
+    assert len(door.faults()) == 1
 
 
 def test_a_stranger_has_no_say() -> None:
@@ -518,6 +700,18 @@ def test_the_next_calls_for_parts_and_adds_up_when_asked() -> None:
     take(door, LAST, 0)
     (task,) = door.of(AddUp)
     assert (task.name.number, task.is_first) == (0, False)
+
+
+def test_answers_are_rationed() -> None:
+    """P6."""
+    door = Door(LAST, P, RULES)
+    door.on(work(door))
+    door.hear(FIRST, Closed(entry_of(LAST)))
+    answers = 0
+    for _ in range(40):
+        door.hear(THIRD, PartRequest(*PLACE, 1))
+        answers += len(door.sent(Part))
+    assert answers == 32
 
 
 def test_an_author_answers_a_call() -> None:
