@@ -17,7 +17,7 @@ from protocol.entries import Attachment
 from protocol.gathering import read_sum, sum_key
 from protocol.ids import Hash
 from protocol.ledger import Write
-from protocol.parts import SumName
+from protocol.parts import SumName, whole_of
 from protocol.restore import Reader, offered, parts_of
 
 _FOLDER: Final = "attachments"
@@ -48,7 +48,7 @@ class Attachments:
         """Our own, in parts. Raises StoreError."""
         made = tuple(self.put(round, data) for data in parts)
         if made:
-            self._newest = {part.root for part in made}
+            self._newest = {whole_of(made).root, *(part.root for part in made)}
         return made
 
     def put(self, round: int, data: bytes) -> Attachment:
@@ -121,7 +121,7 @@ class Attachments:
         self._drop(gone)
         for root in gone:
             self.files.remove(root)
-        self._forget_parts(before, ours)
+        self._forget_parts(before, ours | self._newest)
 
     def _spared(self, roots: Set[Hash]) -> set[Hash]:
         room, found = _SPARED_BYTES, set[Hash]()

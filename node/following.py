@@ -238,7 +238,7 @@ class Follower:
             self._reports.note(
                 Note("error", "sum-refused", {"round": error.round, "part": name.number})
             )
-            self._reports.post(SumRefused(name))
+            self._reports.post(SumRefused(name, error.round))
         self._lag.tell(error.round, None, error.attachments, error.sums)
 
     # In one leap

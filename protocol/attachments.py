@@ -45,6 +45,9 @@ class Attachments:
     def holds(self, attached: Iterable[Attachment]) -> bool:
         return all(one.root in self._held for one in attached)
 
+    def is_coming(self, root: Hash) -> bool:
+        return root in self._coming
+
     def is_missing(self, root: Hash) -> None:
         """We may have thought that it was here; the disk knows better."""
         self._held.pop(root, None)

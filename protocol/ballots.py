@@ -125,7 +125,8 @@ class Ballots:
             patience = patience * 3 // 4  # the next one's clock may be ahead of ours
         round.lead = Lead(ballot, core.now + patience)
         if ballot == 0:
-            self._propose(round.lead, self._own_entry())
+            round.lead.quiet = silent(core, round)
+            self._propose_own(round.lead)
             return
         round.promised = ballot
         self._save_vote()
@@ -164,14 +165,22 @@ class Ballots:
         accepted = [round.accepted] if round.accepted else []
         accepted += [(p.accepted_ballot, p.entry) for p in lead.promises.values() if p.entry]
         best = max(accepted, key=lambda item: (item[0], item[1].hash), default=None)
-        self._propose(lead, best[1] if best else self._own_entry())
+        lead.quiet = silent(core, round) | set(core.membership.others_up()) - lead.promises.keys()
+        if best is None:
+            self._propose_own(lead)
+        else:
+            self._propose(lead, best[1])
+
+    def _propose_own(self, lead: Lead) -> None:
+        entry = self._own_entry(lead)
+        if entry is None:
+            self._round.lead = None
+        else:
+            self._propose(lead, entry)
 
     def _propose(self, lead: Lead, entry: Entry) -> None:
-        core, round = self._core, self._round
+        core = self._core
         lead.chosen = entry
-        lead.quiet = silent(core, round)
-        if lead.ballot > 0:
-            lead.quiet |= {p for p in core.membership.others_up() if p not in lead.promises}
         if core.rules.quorum is Quorum.ANY:
             self._save_vote()
             self._adopt(entry)
@@ -270,7 +279,11 @@ class Ballots:
             # Before we hold what it lists, or everybody below us would wait for that too.
             round.passed_on = (message.ballot, entry.hash)
             self._spread_in_round(message)
-        self._want(entry, lambda: self._accept(round, sender, message))
+        # It comes more than once; what it lists is waited for once.
+        place = message.ballot, entry.hash
+        if place != round.awaited_entry or self._holdings.holds(entry, len(core.head.roster)):
+            round.awaited_entry = place
+            self._want(entry, lambda: self._accept(round, sender, message))
 
     def _accept(self, round: OpenRound, sender: PeerId, message: Propose) -> None:
         """All that the proposal lists is here."""
@@ -313,13 +326,19 @@ class Ballots:
             )
         core.save(writes)
 
-    def _own_entry(self) -> Entry:
-        """As it was sealed, if it was before."""
+    def _own_entry(self, lead: Lead) -> Entry | None:
+        """As it was sealed, if it was before. None if nobody could merge what we would list."""
         core, round = self._core, self._round
         known = self._seals.get((round.mark.round, round.mark.hash))
         if known is not None:
             return known
-        entry = build_entry(core, round, *self._changes())
+        gone = core.membership.down() | lead.quiet
+        listed = [
+            held for by, held in round.held.items() if self._holdings.is_within_reach(by, gone)
+        ]
+        if not listed:
+            return None
+        entry = build_entry(core, round, listed, *self._changes())
         self.sealed_before(entry)
         core.save([Write("votes", seal_key(entry.round, entry.body.parent), encode_entry(entry))])
         return entry

@@ -176,8 +176,12 @@ class Fetch:
     @property
     def wake_ms(self) -> Millis | None:
         """When a silent holder's time is over."""
-        due = [self._due(holder) for holder in self._holders.values() if holder.asked]
-        due += [h.rests_until_ms for h in self._holders.values() if h.rests_until_ms]
+        due: list[int] = []  # in one pass: it is asked with every event, of every fetch
+        for holder in self._holders.values():
+            if holder.asked:
+                due.append(self._due(holder))
+            if holder.rests_until_ms:
+                due.append(holder.rests_until_ms)
         return Millis(min(due)) if due else None
 
     def _due(self, holder: _Holder) -> int:

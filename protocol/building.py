@@ -1,6 +1,6 @@
 """An entry, put together by its closer from what it holds."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from protocol.codec import encode_body
@@ -23,15 +23,16 @@ _LINE_OVERHEAD: Final = 256  # bytes of a line beside its payload, signature inc
 def build_entry(
     core: Core,
     round: OpenRound,
+    listed: Sequence[Held],
     admissions: tuple[Admission, ...],
     departures: tuple[Departure, ...],
 ) -> Entry:
-    """Lists what we hold: contributions that were computed on the state most of them share."""
+    """Lists contributions that were computed on the state most of them share; at least one."""
     counts: dict[int, int] = {}
-    for held in round.held.values():
+    for held in listed:
         counts[held.state] = counts.get(held.state, 0) + 1
     state = max(counts, key=lambda state: (counts[state], -state))
-    chosen = _fitting(held for held in round.held.values() if held.state == state)
+    chosen = _fitting(held for held in listed if held.state == state)
     present = {held.line.seat for held in chosen}
     seat = core.head.roster.seat(core.me)
     assert seat is not None

@@ -1,13 +1,45 @@
 """Who sums which part in one round, and what one peer knows of how far parts have come."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 
 from protocol.blobs import Bits
+from protocol.codec import decode_attachments, encode_attachments
 from protocol.entries import Attachment
 from protocol.ids import Hash, Millis, PeerId
-from protocol.ledger import Mark
+from protocol.ledger import Mark, round_key
 from protocol.messages import Contribute, Part
+
+
+@dataclass(frozen=True, slots=True)
+class PartKept:
+    """The record of a part on disk: who said so once still knows it after a restart (P3)."""
+
+    round: int
+    parent: Hash
+    author: PeerId
+    number: int
+    whole: Attachment
+    part: Attachment
+
+    @property
+    def key(self) -> bytes:
+        return dealt_key(self.round, self.parent, self.author, self.number)
+
+    @property
+    def value(self) -> bytes:
+        return encode_attachments((self.whole, self.part))
+
+
+def dealt_key(round: int, parent: Hash, author: PeerId, number: int) -> bytes:
+    """By round."""
+    return round_key(round) + parent + author + number.to_bytes(2, "big")
+
+
+def read_dealt(key: bytes, raw: bytes) -> PartKept:
+    whole, part = decode_attachments(raw)
+    round, number = int.from_bytes(key[:8], "big"), int.from_bytes(key[72:], "big")
+    return PartKept(round, Hash(key[8:40]), PeerId(key[40:72]), number, whole, part)
 
 
 @dataclass(slots=True)
@@ -54,7 +86,7 @@ class Deal:
     unproved: dict[tuple[PeerId, int], Part] = field(default_factory=dict)  # whole not known yet
     held: dict[int, set[PeerId]] = field(default_factory=dict)  # on our disk: whose, by number
     covered: dict[PeerId, set[int]] = field(default_factory=dict)  # on disks of others than its own
-    told: dict[tuple[PeerId, int], bytes] = field(default_factory=dict)  # by whom, of which number
+    told: dict[int, dict[PeerId, bytes]] = field(default_factory=dict)  # of each number, by whom
     waiting: dict[PeerId, Callable[[], None]] = field(default_factory=dict)
     mine: Own | None = None
     is_news: bool = False  # something came that the collectors were not told of
@@ -89,6 +121,22 @@ class Deal:
         for seat in seats:
             if members[seat] != holder:
                 self.covered.setdefault(members[seat], set()).add(number)
+
+    def has_holder(self, author: PeerId, number: int, gone: Set[PeerId]) -> bool:
+        """Is this part here, or with somebody who is not gone, as its author is?"""
+        seat = self.mark.roster.seat(author)
+        if seat is None or self.holds(author, number):
+            return seat is not None
+        size, told = len(self.mark.roster), self.told.get(number, {})
+        return any(by not in gone and seat in Bits(size, raw) for by, raw in told.items())
+
+    def forget(self, author: PeerId) -> list[int]:
+        """What it handed over, and to whom. Returns of which parts we know."""
+        known = [number for by, number in self.parts if by == author]
+        for number in known:
+            del self.parts[author, number]
+            self.held.get(number, set()).discard(author)
+        return known
 
     def is_covered(self, author: PeerId) -> bool:
         return len(self.covered.get(author, ())) == self.count

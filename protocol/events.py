@@ -137,9 +137,10 @@ class Summed:
 
 @dataclass(frozen=True, slots=True)
 class SumRefused:
-    """A sum that was fetched is none."""
+    """A sum that was fetched is none. `round`: of its entry."""
 
     name: SumName
+    round: int
 
 
 @dataclass(frozen=True, slots=True)

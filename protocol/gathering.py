@@ -140,6 +140,7 @@ class Gathering:
         fresh: list[_Wanted] = []
         for name in names:
             wanted = self._get(name, entry.round)
+            wanted.round = entry.round  # who asked us for it could not know
             wanted.entry, wanted.seats, wanted.is_ours = entry, seats, True
             fresh.append(wanted)
         self._ask(fresh)
@@ -155,7 +156,7 @@ class Gathering:
         if deal is not None:
             for line in entry.body.lines:
                 if line.attached is not None:
-                    self._scattering.introduce(deal, seats[line.seat], line.attached)
+                    self._scattering.settle(deal, seats[line.seat], line.attached)
 
     def lacking(self, names: Iterable[SumName], round: int) -> None:
         """The state cannot move on without them. One that we believe to be on disk may have come
@@ -168,7 +169,7 @@ class Gathering:
                 continue
             self._held.pop(name, None)
             wanted = self._get(name, round)
-            wanted.is_ours = True
+            wanted.round, wanted.is_ours = round, True
             fresh.append(wanted)
         self._ask([wanted for wanted in fresh if not wanted.asked])
 
@@ -251,6 +252,9 @@ class Gathering:
         core, name = self._core, SumName(message.entry, message.number)
         known = self._held.get(name)
         wanted = self._wanted.get(name)
+        is_asked = wanted is not None and sender in wanted.asked
+        if not is_asked and sender not in core.head.roster:
+            return  # anybody can make up a name
         if known is None and wanted is not None:
             known = wanted.sum
         if known is not None and known != message.sum:
@@ -272,11 +276,12 @@ class Gathering:
 
         self._attachments.want((message.sum,), wanted.round, (sender,), done, is_needed=True)
 
-    def refused(self, name: SumName) -> None:
+    def refused(self, name: SumName, round: int) -> None:
         """What came under this name is no sum."""
         known = self._held.pop(name, None)
         if known is not None:
-            wanted = self._get(name, self._core.head.round)
+            wanted = self._get(name, round)
+            wanted.round = round
             wanted.barred.add(known.root)
             wanted.is_ours = True
             self._ask([wanted])
@@ -295,13 +300,19 @@ class Gathering:
         deal = None if entry is None else self._scattering.deal_before(entry)
         if entry is None or deal is None or wanted.is_adding:
             return
-        authors = [
-            wanted.seats[line.seat] for line in entry.body.lines if line.attached is not None
+        listed = {
+            wanted.seats[line.seat]: line.attached
+            for line in entry.body.lines
+            if line.attached is not None
+        }
+        lacking = [
+            author
+            for author, whole in listed.items()
+            if not deal.holds(author, number) or deal.wholes.get(author) != whole
         ]
-        lacking = [author for author in authors if not deal.holds(author, number)]
         if not lacking and (is_asked or self._core.me in wanted.asked or self._is_first(wanted)):
             wanted.is_adding = True
-            parts = tuple(deal.parts[author, number] for author in authors)
+            parts = tuple(deal.parts[author, number] for author in listed)
             is_first = deal.order(number)[0] == self._core.me
             self._core.out.append(AddUp(wanted.name, entry, wanted.seats, parts, is_first))
         elif lacking and (is_asked or self._is_first(wanted)):
@@ -313,17 +324,22 @@ class Gathering:
         if wanted.called_ms and core.now < wanted.called_ms + self._patience_ms:
             return
         wanted.called_ms = core.now
-        up = [author for author in authors if author not in core.membership.down()]
+        down = core.membership.down()
+        up = [author for author in authors if author != core.me and author not in down]
         place = deal.mark.round, deal.mark.hash[:8]
         core.send(up, PartRequest(*place, wanted.name.number))
 
     def summed(self, event: Summed) -> None:
-        """By us. Should a part be gone from the disk, we try no more; others have them, too."""
+        """By us; or a part is gone from the disk, and is fetched again of its author."""
         wanted = self._wanted.get(event.name)
-        if wanted is not None and event.sum is not None:
-            wanted.is_adding = False
+        if wanted is None:
+            return
+        wanted.is_adding = False
+        if event.sum is not None:
             self._attachments.hold(event.sum.root, wanted.round)
             self._came(event.name, event.sum)
+        elif wanted.entry is not None:
+            self._scattering.is_missing(wanted.entry, event.name.number)
 
     # Time
 

@@ -5,7 +5,7 @@ It is either all that the entry's lines attach, or, where parts of those are sum
 moves on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 
 from protocol.attachments import Attachments
@@ -66,6 +66,10 @@ class Holdings:
         holders = [seats[line.seat] for line in entry.body.lines if line.attached is not None]
         holders.append(seats[entry.body.closer])
         self._attachments.want(entry.body.attachments, entry.round, holders, done)
+
+    def is_within_reach(self, author: PeerId, gone: Set[PeerId]) -> bool:
+        """Without these, could others still merge what it contributed to the open round?"""
+        return self._scattering.is_within_reach(author, gone)
 
     def want_left(self, entry: Entry, seats: tuple[PeerId, ...], done: Callable[[], None]) -> None:
         """The same of an entry that was left because none of it came."""

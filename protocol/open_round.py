@@ -52,6 +52,7 @@ class OpenRound:
     promised: int = 0
     accepted: tuple[int, Entry] | None = None
     passed_on: tuple[int, Hash] | None = None  # the newest proposal that went down its tree
+    awaited_entry: tuple[int, Hash] | None = None  # the newest proposal whose attachments come
     lead: Lead | None = None
 
 

@@ -18,6 +18,7 @@ from protocol.catchup import CatchUp
 from protocol.checkups import Checkups
 from protocol.closing import Closing
 from protocol.core import Core
+from protocol.deal import PartKept
 from protocol.dice import Dice
 from protocol.entries import Attachment, Card, Entry
 from protocol.errors import LocalError, RemoteError
@@ -148,6 +149,9 @@ class Saved:
     returned: tuple[GiveBack, ...] = ()  # our own work that no entry on the chain lists
     attachments: tuple[Hash, ...] = ()  # on disk
     sums: tuple[tuple[SumName, Attachment], ...] = ()  # on disk
+    dealt: tuple[PartKept, ...] = ()  # of others' attachments, on disk
+    # Our contribution to the round that the newest entry closed, and what that attaches.
+    before: tuple[Contribute, tuple[Attachment, ...]] | None = None
     seals: tuple[Entry, ...] = ()  # our own, of the last rounds
     took: tuple[int, ...] = ()  # ms, by the newest entries, oldest first
 
@@ -340,7 +344,7 @@ class Peer:
             case Summed():
                 self._gathering.summed(event)
             case SumRefused():
-                self._gathering.refused(event.name)
+                self._gathering.refused(event.name, event.round)
             case MeetAsked():
                 self._meetings.meet(event)
             case MeetsAnyone():
@@ -396,6 +400,7 @@ class Peer:
         if self._saved.last is not None:
             self._retreat.joined(self._saved.last)
         saved = self._saved
+        self._scattering.restore(saved.dealt, *(saved.before or (None, ())))
         self._closing.restore(saved.vote or Vote(), saved.mine, saved.parts, saved.took)
         self._saved = Saved()
         self._meetings.start()
@@ -403,6 +408,14 @@ class Peer:
         if core.is_member:
             self._announce()
         self._closing.open()
+        self._need_newest()
+
+    def _need_newest(self) -> None:
+        """Should all have ended while it was added up, nobody else has it."""
+        core, last = self._core, self._closing.last
+        before = None if last is None else core.ledger.mark_at(last.round)
+        if last is not None and before is not None and self._scattering.is_on:
+            self._holdings.need(last, before.roster.members)
 
     def _announce(self) -> None:
         """Our address may be new: some hear it from us, the rest from them."""
@@ -725,6 +738,7 @@ class Peer:
             return
         head = core.head
         core.save(core.ledger.retreat(*left))
+        self._scattering.left(event.round)
         self._closing.last = None
         self._switched(head, event.round, f"nobody sends what round {event.round} lists")
         self._opened()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from protocol.codec import decode, decode_attachments, decode_card_list, decode_entry
+from protocol.deal import read_dealt
 from protocol.entries import Attachment, Card, Entry
 from protocol.events import GiveBack
 from protocol.gathering import read_sum
@@ -32,6 +33,7 @@ TABLES: Final = (
     "attachments",
     "parts",
     "sums",
+    "dealt",
 )
 _ROSTER_IN_MARK: Final = slice(40, 72)
 _REPLY_BYTES: Final = 1 << 20
@@ -119,6 +121,8 @@ def restore(disk: Reader, genesis: Mark) -> Saved:
         tuple(work for work in unlisted(disk) if mine is None or work.round != head.round),
         tuple(Hash(root) for root, _ in disk.scan("attachments")),
         tuple(read_sum(key, raw) for key, raw in disk.scan("sums")),
+        tuple(read_dealt(key, raw) for key, raw in disk.scan("dealt")),
+        _contribution_before(disk, marks.get(head.round - 1)),
         tuple(decode_entry(raw) for key, raw in disk.scan("votes") if key[8:9] == b"s"),
         tuple(_took(disk, head)),
     )
@@ -156,6 +160,15 @@ def _contribution_after(head: Mark, raw: bytes | None) -> Contribute | None:
     if isinstance(message, Contribute) and message.tip == head.hash[:8]:
         return message
     return None
+
+
+def _contribution_before(
+    disk: Reader, mark: Mark | None
+) -> tuple[Contribute, tuple[Attachment, ...]] | None:
+    """To the round that is open at `mark`, and what it attaches."""
+    raw = None if mark is None else disk.get("outbox", round_key(mark.round))
+    mine = None if mark is None else _contribution_after(mark, raw)
+    return None if mine is None else (mine, parts_of(disk, mine.attached))
 
 
 def unlisted(disk: Reader) -> Iterator[GiveBack]:

@@ -23,6 +23,7 @@ class Retreat:
     def __init__(self, core: Core, holdings: Holdings) -> None:
         self._core, self._holdings = core, holdings
         self._entries: dict[tuple[int, Hash], Entry] = {}  # of our chain, lately, by their place
+        self._asked: dict[Hash, Hash] = {}  # for what left entries list, and at which head
 
     def joined(self, entry: Entry) -> None:
         """The chain."""
@@ -63,7 +64,11 @@ class Retreat:
         if _contributes({source}, before.roster.after(entry.body), following):
             allow()
             return True
-        self._holdings.want_left(entry, before.roster.members, allow)
+        if self._asked.get(entry.hash) != core.head.hash:  # else it is waited for
+            self._asked[entry.hash] = core.head.hash
+            while len(self._asked) > RETREAT_ROUNDS_MAX:
+                del self._asked[next(iter(self._asked))]
+            self._holdings.want_left(entry, before.roster.members, allow)
         return False
 
 

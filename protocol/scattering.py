@@ -7,18 +7,20 @@ a contribution is listed once all of its parts are on the disks of others. So a 
 death of any one peer (P3), and no collector needs all of anything.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from typing import Final
 
 from protocol.attachments import Attachments
 from protocol.blobs import Bits
 from protocol.core import Core
-from protocol.deal import Deal, Own
+from protocol.deal import Deal, Own, PartKept, dealt_key
 from protocol.entries import Attachment, Entry
 from protocol.errors import RemoteError
 from protocol.ids import Hash, Millis, PeerId
+from protocol.ledger import Mark, Write
 from protocol.messages import Contribute, Part, PartRequest, PartsHeld
 from protocol.parts import check_part, path_to
+from protocol.rounds import ranking
 
 _AGAIN_MS: Final = 1_000  # an offer may have been lost
 _PATIENCE_MS: Final = 4_000  # a part that nobody asked us for in so long is offered to another
@@ -27,7 +29,6 @@ _TELL_MS: Final = 200  # collectors hear of single parts no more often
 _REPEAT_MS: Final = 2_000  # what they were told may have been lost
 _DEALS_MAX: Final = 4
 _EARLY_MAX: Final = 16  # of one sender
-_NUMBERS_MAX: Final = 16  # different parts that one holder may speak of in a round
 
 
 class Scattering:
@@ -55,20 +56,80 @@ class Scattering:
 
     def open(self, deadline_ms: int) -> None:
         """A round is open. Contributions to it should be in by then."""
-        core, head = self._core, self._core.head
+        head = self._core.head
         if not self.is_on:
             return
         place = head.round, head.hash
         if place not in self._deals:
-            count = core.rules.parts(len(head.roster))
-            self._deals[place] = Deal(head, core.ranked(), count, deadline_ms)
+            self._deals[place] = self._new_deal(head, deadline_ms)
         while len(self._deals) > _DEALS_MAX:
-            del self._deals[next(iter(self._deals))]
+            self._drop(next(iter(self._deals)))
         early, self._early = self._early, {}
         for sender, messages in early.items():
             for message in messages:
-                if message.tip == head.hash[:8]:
-                    self._hear_early(sender, message)
+                self._hear_early(sender, message)
+
+    def _new_deal(self, mark: Mark, deadline_ms: int) -> Deal:
+        core = self._core
+        ranked = ranking(core.run, mark.round, mark.roster)
+        return Deal(mark, ranked, core.rules.parts(len(mark.roster)), deadline_ms)
+
+    def _drop(self, place: tuple[int, Hash]) -> None:
+        deal = self._deals.pop(place)
+        self._unwrite(deal, deal.parts)
+
+    def _unwrite(self, deal: Deal, known: Iterable[tuple[PeerId, int]]) -> None:
+        place = deal.mark.round, deal.mark.hash
+        self._core.save(Write("dealt", dealt_key(*place, *one), None) for one in known)
+
+    def left(self, round: int) -> None:
+        """The chain ends before the entry that closed `round` now. Who contributed to that brings
+        something else to the same place.
+        """
+        for place in [place for place in self._deals if place[0] >= round]:
+            self._drop(place)
+
+    def restore(
+        self, kept: Iterable[PartKept], mine: Contribute | None, parts: tuple[Attachment, ...]
+    ) -> None:
+        """After a start: what we hold of the last rounds, and our own contribution to the one that
+        the newest entry closed. The open round's own is offered anew.
+        """
+        core, stale = self._core, []
+        first = core.head.round - _DEALS_MAX + 1
+        if self.is_on and core.head.round:
+            self._restore_own(core.head.round - 1, mine, parts)
+        for one in kept:
+            mark = core.ledger.mark_at(one.round)
+            if one.round < first or mark is None or mark.hash != one.parent:
+                stale.append(Write("dealt", one.key, None))
+            elif self._attachments.holds((one.part,)):
+                deal = self._deals.setdefault(
+                    (one.round, mark.hash), self._new_deal(mark, core.now)
+                )
+                deal.wholes[one.author] = one.whole
+                deal.parts[one.author, one.number] = one.part
+                deal.hold(one.author, one.number, core.me)
+        core.save(stale)
+
+    def _restore_own(
+        self, round: int, mine: Contribute | None, parts: tuple[Attachment, ...]
+    ) -> None:
+        mark = self._core.ledger.mark_at(round)
+        if mark is None:
+            return
+        deal = self._deals[round, mark.hash] = self._new_deal(mark, self._core.now)
+        if mine is not None and mine.attached is not None and parts:
+            deal.mine = Own(mine, parts)
+            self._hold_own(deal, mine.attached, parts)
+
+    def _hold_own(self, deal: Deal, whole: Attachment, parts: tuple[Attachment, ...]) -> None:
+        me = self._core.me
+        deal.wholes[me] = whole
+        for number, part in enumerate(parts):
+            self._attachments.hold(part.root, deal.mark.round)
+            deal.parts[me, number] = part
+            deal.hold(me, number, me)
 
     def _hear_early(self, sender: PeerId, message: Part | PartsHeld) -> None:
         try:
@@ -94,9 +155,10 @@ class Scattering:
                 if sender not in deal.mark.roster or message.number >= deal.count:
                     raise RemoteError("of a part that is not there, or not this sender's business")
                 return deal
-        if message.round == self._core.head.round + 1 and not isinstance(message, PartRequest):
+        is_next = message.round == self._core.head.round + 1
+        if is_next and sender in self._core.head.roster and not isinstance(message, PartRequest):
             early = self._early.setdefault(sender, [])
-            if sender in self._core.head.roster and len(early) < _EARLY_MAX:
+            if len(early) < _EARLY_MAX:
                 early.append(message)
         return None
 
@@ -104,15 +166,12 @@ class Scattering:
 
     def offer(self, mine: Contribute, parts: tuple[Attachment, ...]) -> None:
         """Our own contribution to the open round."""
-        deal, core = self.open_deal(), self._core
-        if deal is None or mine.attached is None or deal.mine is not None:
+        deal = self.open_deal()
+        if deal is None or mine.attached is None:
             return
         deal.mine = Own(mine, parts)
-        deal.wholes[core.me] = mine.attached
-        for number, part in enumerate(parts):
-            self._attachments.hold(part.root, mine.round)
-            deal.parts[core.me, number] = part
-            deal.hold(core.me, number, core.me)
+        self._hold_own(deal, mine.attached, parts)
+        for number in range(len(parts)):
             self._pass_on(deal, deal.mine, number)
 
     def _candidates(self, deal: Deal, number: int) -> list[PeerId]:
@@ -194,6 +253,15 @@ class Scattering:
                 except RemoteError as error:
                     self._core.blame(author, error)
 
+    def settle(self, deal: Deal, author: PeerId, whole: Attachment) -> None:
+        """An entry lists this. Whoever signed two different ones is believed the one that counts;
+        while the round is open, none does.
+        """
+        if deal.wholes.get(author, whole) != whole and deal is not self.open_deal():
+            self._unwrite(deal, [(author, number) for number in deal.forget(author)])
+            del deal.wholes[author]
+        self.introduce(deal, author, whole)
+
     def on_part(self, sender: PeerId, message: Part) -> None:
         deal = self._find(sender, message)
         if deal is None:
@@ -207,18 +275,37 @@ class Scattering:
 
     def _take(self, deal: Deal, sender: PeerId, message: Part) -> None:
         author, number = message.author, message.number
-        if (author, number) in deal.parts:
-            if deal.holds(author, number):
-                self._tell(author, deal, number)  # it did not hear of it
+        known = deal.parts.get((author, number))
+        if known is not None and deal.holds(author, number):
+            self._tell(author, deal, number)  # it did not hear of it
+            return
+        if known is not None and self._attachments.is_coming(known.root):
             return
         check_part(deal.wholes[author], deal.count, number, message.part, message.path)
         deal.parts[author, number] = message.part
         holders = dict.fromkeys((sender, author))
         self._attachments.want(
-            (message.part,), message.round, holders, lambda: self._came(deal, author, number)
+            (message.part,),
+            message.round,
+            holders,
+            lambda: self._came(deal, author, number, message.part),
         )
 
-    def _came(self, deal: Deal, author: PeerId, number: int) -> None:
+    def is_missing(self, entry: Entry, number: int) -> None:
+        """One of these parts, on the disk; which one, it does not say. Those that are there come
+        back as soon as their authors name them again.
+        """
+        deal = self.deal_before(entry)
+        if deal is not None:
+            for author in deal.held.pop(number, ()):
+                self._attachments.is_missing(deal.parts[author, number].root)
+
+    def _came(self, deal: Deal, author: PeerId, number: int, part: Attachment) -> None:
+        place = deal.mark.round, deal.mark.hash
+        if deal.parts.get((author, number)) != part or self._deals.get(place) is not deal:
+            return  # its author brought something else since
+        kept = PartKept(*place, author, number, deal.wholes[author], part)
+        self._core.save([Write("dealt", kept.key, kept.value)])
         deal.hold(author, number, self._core.me)
         self._tell(author, deal, number)
         self._conclude(deal)
@@ -263,21 +350,29 @@ class Scattering:
         deal = self._find(sender, message)
         if deal is None:
             return
-        seats, key = Bits(len(deal.mark.roster), message.seats), (sender, message.number)
+        seats = Bits(len(deal.mark.roster), message.seats)
         mine = deal.mark.roster.seat(self._core.me)
         if deal.mine is not None and mine is not None and mine in seats:
             deal.mine.kept.add(message.number)
-        if deal.told.get(key) == message.seats:
+        told = deal.told.setdefault(message.number, {})
+        if told.get(sender) == message.seats:
             return
-        if key not in deal.told and sum(who == sender for who, _ in deal.told) >= _NUMBERS_MAX:
-            raise RemoteError("a holder of too many parts")
-        deal.told[key] = message.seats
+        told[sender] = message.seats
         deal.hear(sender, message.number, seats)
         self._conclude(deal)
 
     def _conclude(self, deal: Deal) -> None:
         for author in [a for a in deal.waiting if deal.is_covered(a) or self._is_alone(deal, a)]:
             deal.waiting.pop(author)()
+
+    def is_within_reach(self, author: PeerId, gone: Set[PeerId]) -> bool:
+        """Without these, can what it attached to the open round still be had? It could when it
+        began to count; if its author and who held a part are gone since, nobody adds that up.
+        """
+        deal = self.open_deal()
+        if deal is None or author not in deal.wholes or author not in gone:
+            return True
+        return all(deal.has_holder(author, number, gone) for number in range(deal.count))
 
     def _is_alone(self, deal: Deal, author: PeerId) -> bool:
         """The last one that is up vouches for itself (P4)."""

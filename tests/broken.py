@@ -54,8 +54,8 @@ _P1: Final[_Rows] = (
     (
         "A closer lists work that was done on other weights.",
         "protocol/building.py",
-        "for held in round.held.values() if held.state == state)",
-        "for held in round.held.values())",
+        "for held in listed if held.state == state)",
+        "for held in listed)",
         _MACHINE + "test_closing.py::test_the_state_most_share_is_listed",
     ),
     (
@@ -389,8 +389,8 @@ _P5: Final[_Rows] = (
     (
         "A deputy proposes its own entry though another may have been accepted.",
         "protocol/ballots.py",
-        "self._propose(lead, best[1] if best else self._own_entry())",
-        "self._propose(lead, self._own_entry())",
+        "        if best is None:\n            self._propose_own(lead)",
+        "        if True:\n            self._propose_own(lead)",
         _MACHINE + "test_closing.py::test_a_deputy_proposes_what_may_have_been_accepted",
     ),
     (

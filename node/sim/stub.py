@@ -179,7 +179,7 @@ class StubWorker:
             for n in range(max(1, count))
         ]
         made = [self._make_blob(seed, self._part_bytes(count), done.round) for seed in seeds]
-        self._newest = {one.root for one in made}
+        self._newest = {whole_of(made).root, *(one.root for one in made)}
         if count:
             done = replace(done, attached=whole_of(made), parts=tuple(made))
         else:
@@ -201,7 +201,8 @@ class StubWorker:
         if not all(map(self._has, task.parts)):
             self._later(0.0, Summed(task.name, None))
             return
-        seed = digest("stub sum", task.entry.hash, bytes([task.name.number]))
+        roots = (part.root for part in task.parts)  # of other parts it is another sum
+        seed = digest("stub sum", task.entry.hash, bytes([task.name.number]), *roots)
         size = self._part_bytes(self._rules.parts(len(task.seats)))
         self._later(0.0, Summed(task.name, self._make_blob(seed, size, task.entry.round)))
 

@@ -208,6 +208,9 @@ def test_what_nobody_sends_is_left_behind_with_its_entry() -> None:
     assert [task.round for task in door.of(StartWork)] == [0]
     door.hear(THIRD, Closed(entry))
     assert door.mark.round == 0, "it is not followed again"
+    for _ in range(3):
+        door.hear(THIRD, Closed(entry))
+    assert len(door.peer._attachments._waits) == 1, "P6: whoever repeats it takes no memory"
     give(door, THIRD)
     door.hear(THIRD, Closed(entry))
     assert door.mark.hash == entry.hash, "until what it lists is here"

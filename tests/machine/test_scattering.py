@@ -7,26 +7,46 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.blobs import Bits
+from protocol.deal import PartKept, read_dealt
 from protocol.entries import Attachment, Entry
 from protocol.errors import RemoteError
-from protocol.events import AddUp, BlobKept, GiveBack, OfferSum, Summed, SumRefused, Tick, WorkDone
-from protocol.ids import Hash, PeerId, digest
+from protocol.events import (
+    AddUp,
+    Behind,
+    BlobKept,
+    GiveBack,
+    Note,
+    OfferSum,
+    Save,
+    Summed,
+    SumRefused,
+    Tick,
+    WorkDone,
+)
+from protocol.gathering import sum_key
+from protocol.ids import Hash, Millis, PeerId, digest
+from protocol.ledger import Mark
 from protocol.messages import (
     Accepted,
     BlobRequest,
     Closed,
     Contribute,
+    Level,
     Part,
     PartRequest,
     PartsHeld,
+    PieceRequest,
+    Prepare,
+    Promise,
     Propose,
     Sum,
     SumRequest,
 )
 from protocol.parts import SumName, check_part, path_to, whole_of
+from protocol.peer import Saved
 from protocol.rounds import ranking
 from protocol.rules import Quorum, Rules
-from tests.machine.making import RUN, Door, bring, closed, genesis, ids
+from tests.machine.making import RUN, Door, bring, closed, genesis, ids, judge
 
 P = ids(4)
 START = genesis(P)
@@ -139,6 +159,176 @@ def test_what_nobody_takes_is_offered_to_the_next() -> None:
     assert not [number for _, number in offered if number == 1], "somebody has it"
 
 
+def test_who_is_no_collector_gets_the_contribution_with_its_part() -> None:
+    door = Door(FIRST, P, replace(RULES, parts_max=4, collectors=1))
+    made = tuple(part(FIRST, number) for number in range(4))
+    door.on(replace(work(door), attached=whole_of(made), parts=made))
+    sent = [(to[0], message.number) for to, message in door.sent(Part)]
+    assert sent == [(SECOND, 0), (SECOND, 1), (THIRD, 2), (LAST, 3)]
+    assert {to[0] for to, _ in door.sent(Contribute)} == {SECOND, THIRD, LAST}
+    wake = door.peer.wake_ms
+    assert wake is not None
+    assert wake <= 1_000, "what was lost is sent again"
+
+
+def test_who_is_down_is_passed_over() -> None:
+    """P4: at once, and not after as long as one waits for who is silent."""
+    door = Door(LAST, P, RULES)
+    while FIRST not in door.peer.membership.down():
+        door.now += 500
+        for peer in (SECOND, THIRD):
+            door.peer.membership.heard(peer, Millis(door.now))
+        door.on(Tick())
+        assert door.now < 60_000
+    assert SECOND not in door.peer.membership.down()
+    door.on(work(door))
+    assert {(to[0], m.number) for to, m in door.sent(Part)} == {(SECOND, 0), (SECOND, 1)}
+
+
+def test_who_goes_down_is_waited_for_no_longer() -> None:
+    """P4: although it began to fetch what it was offered."""
+    door = Door(LAST, P, RULES)
+    door.on(work(door))
+    while FIRST not in door.peer.membership.down():
+        assert not [to for to, m in door.sent(Part) if m.number == 0 and to[0] != FIRST]
+        door.now += 500
+        for peer in (SECOND, THIRD):
+            door.peer.membership.heard(peer, Millis(door.now))
+        door.peer._scattering.asked_for(part(LAST, 0).root)
+        door.on(Tick())
+        assert door.now < 60_000
+    assert [to[0] for to, m in door.sent(Part) if m.number == 0] == [SECOND]
+
+
+def test_a_sum_that_is_our_own_part_is_here() -> None:
+    """Of one contribution alone the sum is the same bytes."""
+    door = Door(LAST, P, RULES)
+    door.on(work(door))
+    entry = entry_of(LAST)
+    door.hear(THIRD, Closed(entry))
+    door.hear(FIRST, Sum(entry.hash, 0, part(LAST, 0)))
+    assert not door.sent(BlobRequest)
+    assert door.written("sums") == {sum_key(0, SumName(entry.hash, 0))}
+
+
+def test_who_fetches_a_part_is_given_time() -> None:
+    """Of that part, and as long as it goes on asking."""
+    door = Door(LAST, P, RULES)
+    door.on(work(door))
+    offered: list[tuple[PeerId, int, int]] = []
+    for now in range(0, 12_000, 250):
+        door.now = now
+        for peer in P:
+            door.peer.membership.heard(peer, Millis(now))
+        if now in (500, 4_000):
+            door.hear(FIRST, PieceRequest(part(LAST, 0).root, Level.CHUNK, (0,)))
+        else:
+            door.on(Tick())
+        offered += [(to[0], message.number, now) for to, message in door.sent(Part)]
+    assert [(to, now) for to, number, now in offered if number == 0] == [
+        (SECOND, 8_000),
+        *[(SECOND, now) for now in (9_000, 10_000, 11_000)],
+    ]
+    assert [to for to, number, _ in offered if number == 1][:4] == [SECOND] * 3 + [THIRD]
+
+
+def test_who_has_no_other_left_asks_the_first_again() -> None:
+    """P4."""
+    door = Door(LAST, P, RULES)
+    door.on(work(door))
+    turns: list[PeerId] = []
+    for now in range(0, 20_000, 500):
+        door.now = now
+        for peer in P:
+            door.peer.membership.heard(peer, Millis(now))
+        door.on(Tick())
+        turns += [to[0] for to, message in door.sent(Part) if message.number == 0]
+    order = [peer for n, peer in enumerate(turns) if not n or turns[n - 1] != peer]
+    assert order[:4] == [FIRST, SECOND, THIRD, FIRST]
+
+
+def test_an_overdue_round_is_dealt_once_more() -> None:
+    """P4: who had our parts may have been restarted. Whoever has them says so, and no more."""
+    door = Door(LAST, P, MAJORITY)
+    door.on(work(door))
+    deal = door.peer._scattering.open_deal()
+    assert deal is not None
+    for number, holder in enumerate((FIRST, SECOND)):
+        door.hear(holder, PartsHeld(*PLACE, number, seats(LAST)))
+    due = deal.due_ms + 10_000
+    for now in range(1_000, due, 1_000):
+        door.now = now
+        for peer in P:
+            door.peer.membership.heard(peer, Millis(now))
+        door.on(Tick())
+        assert not door.sent(Part), now
+    assert door.peer._scattering.wake_ms == due
+    door.now = due
+    door.on(Tick())
+    sent = {(to[0], message.number) for to, message in door.sent(Part)}
+    assert sent == {(FIRST, 0), (SECOND, 1)}
+    assert deal.due_ms == due, "and again when it is overdue by as much"
+
+
+def test_our_own_counts_once_others_have_it() -> None:
+    """P3: not because we have it ourselves."""
+    door = Door(FIRST, P, RULES)
+    door.on(work(door))
+    assert held(door) == set()
+    door.hear(SECOND, PartsHeld(*PLACE, 0, seats(FIRST)))
+    door.hear(SECOND, PartsHeld(*PLACE, 1, seats(THIRD)))
+    assert held(door) == set()
+    door.hear(SECOND, PartsHeld(*PLACE, 1, seats(FIRST)))
+    assert held(door) == {FIRST}
+
+
+def test_collectors_hear_at_once_when_all_has_come() -> None:
+    """Else after a moment, so that they hear of many parts in one message; and again later."""
+    door = Door(SECOND, P, replace(RULES, parts_max=3))
+    made = {peer: tuple(part(peer, number) for number in range(3)) for peer in P}
+
+    def bring_all(author: PeerId, number: int) -> None:
+        path = path_to(made[author], number)
+        door.hear(author, bring(START, author, whole_of(made[author])))
+        door.hear(author, Part(*PLACE, author, number, made[author][number], path))
+        door.peer._transfers._orders.pop(made[author][number].root)
+        door.on(BlobKept(made[author][number].root, is_here=True))
+
+    def told_first() -> list[int]:
+        return sorted(m.number for to, m in door.sent(PartsHeld) if to[0] == FIRST)
+
+    door.now = 10_000
+    door.on(Tick())
+    bring_all(LAST, 1)
+    assert told_first() == [1], "nothing was told lately"
+    for author in (FIRST, THIRD, LAST):
+        bring_all(author, 2)
+    door.on(Tick())
+    assert told_first() == []
+    door.now = 10_199
+    door.on(Tick())
+    assert told_first() == []
+    door.now = 10_200
+    door.on(Tick())
+    assert told_first() == [1, 2]
+    door.now = 10_201
+    door.on(replace(work(door), attached=whole_of(made[SECOND]), parts=made[SECOND]))
+    for author in (FIRST, THIRD):
+        assert not [to for to, m in door.sent(PartsHeld) if to[0] == FIRST and m.number == 2]
+        bring_all(author, 1)
+    assert told_first() == []
+    bring_all(LAST, 0)
+    bring_all(FIRST, 0)
+    bring_all(THIRD, 0)
+    assert set(told_first()) == {0, 1, 2}
+    door.now = 12_200
+    door.on(Tick())
+    assert told_first() == []
+    door.now = 12_201
+    door.on(Tick())
+    assert told_first() == [0, 1, 2]
+
+
 def test_our_own_work_in_other_parts_is_a_bug_of_ours() -> None:
     door = Door(FIRST, P, RULES)
     with pytest.raises(Exception, match="has 1 parts, not 2"):
@@ -170,6 +360,51 @@ def test_a_contribution_counts_once_others_hold_all_of_it() -> None:
     assert held(door) == set()
     door.hear(SECOND, PartsHeld(*PLACE, 1, seats(THIRD, LAST)))
     assert held(door) == {LAST}
+
+
+def test_one_may_hold_all_parts() -> None:
+    """P4: where few of many are left, each holds most of what the others made."""
+    many = ids(40)
+    start = genesis(many)
+    first, author, holder = ranking(RUN, 0, start.roster)[:3]
+    door = Door(first, many, replace(RULES, parts_max=40, attachment_bytes_max=2_000))
+    made = tuple(part(author, number) for number in range(40))
+    door.hear(author, bring(start, author, whole_of(made)))
+    bits = Bits(40)
+    bits.add(start.roster.seat(author) or 0)
+    for number in range(40):
+        assert held(door) == set()
+        door.hear(holder, PartsHeld(*PLACE, number, bits.encode()))
+        assert not door.faults()
+    assert held(door) == {author}
+
+
+def test_what_nobody_else_has_any_more_is_not_listed() -> None:
+    """P4: as far as is known when the round is closed."""
+    door = Door(SECOND, P, RULES)
+    door.on(work(door))
+    for author in (LAST, THIRD):
+        contribute(door, author)
+        take(door, author, 1)
+    door.hear(FIRST, PartsHeld(*PLACE, 0, seats(SECOND, THIRD, LAST)))
+    door.hear(THIRD, PartsHeld(*PLACE, 1, seats(SECOND)))
+    assert held(door) == {SECOND, THIRD, LAST}
+    reach = door.peer._scattering.is_within_reach
+    assert reach(LAST, {FIRST})
+    assert reach(LAST, {LAST})
+    assert not reach(LAST, {FIRST, LAST})
+    assert reach(LAST, {THIRD, LAST})
+    door.now = 100_000
+    door.on(Tick())
+    (_, prepare), *_ = door.sent(Prepare)
+    door.hear(THIRD, Promise(*PLACE, prepare.ballot, 0, None))
+    while not (sealed := door.sent(Closed)):
+        door.now += 1_000
+        assert door.now < 200_000
+        door.on(Tick())
+    entry = sealed[0][1].entry
+    authors = {START.roster.members[line.seat] for line in entry.body.lines}
+    assert authors == {SECOND, THIRD}, "neither the last nor the first gave a sign of life"
 
 
 def test_who_has_a_part_tells_its_author_and_the_collectors() -> None:
@@ -214,6 +449,168 @@ def test_what_does_not_fit_is_counted_against_its_sender(message: Part) -> None:
     assert not door.sent(BlobRequest)
 
 
+def other_whole(author: PeerId) -> tuple[Attachment, ...]:
+    """What an author brings to the same round instead."""
+    return tuple(Attachment(digest("another part", author, bytes([n])), 10 + n) for n in range(2))
+
+
+def test_parts_of_something_else_are_not_added_up() -> None:
+    """P1, P2: an author signed two contributions, and others listed the one that we did not get."""
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    made = other_whole(LAST)
+    entry = closed(START, THIRD, LAST, whole_of(made))
+    door.hear(THIRD, Closed(entry))
+    assert not door.of(AddUp)
+    assert [(to[0], message.number) for to, message in door.sent(PartRequest)] == [(LAST, 0)]
+    door.hear(LAST, Part(*PLACE, LAST, 0, made[0], path_to(made, 0)))
+    door.peer._transfers._orders.pop(made[0].root)
+    door.on(BlobKept(made[0].root, is_here=True))
+    (task,) = door.of(AddUp)
+    assert task.parts == (made[0],)
+
+
+def test_while_a_round_is_open_no_list_counts_more_than_what_came() -> None:
+    """Else two proposals would take each other's parts away."""
+    door = Door(FIRST, P, MAJORITY)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    door.hear(THIRD, Propose(0, closed(START, THIRD, LAST, whole_of(other_whole(LAST)))))
+    assert not door.of(AddUp)
+    door.hear(SECOND, Propose(1, closed(START, SECOND, LAST, whole_of(parts(LAST)))))
+    (task,) = door.of(AddUp)
+    assert task.parts == (part(LAST, 0),)
+
+
+def kept(author: PeerId, number: int, mark: Mark = START) -> PartKept:
+    whole = whole_of(parts(author))
+    return PartKept(mark.round, mark.hash, author, number, whole, part(author, number))
+
+
+def test_who_starts_again_knows_whose_parts_it_has() -> None:
+    """P3: it said so before. What is not on the disk, or of another chain, it does not have."""
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    assert door.written("dealt") == {kept(LAST, 0).key}
+    assert read_dealt(kept(LAST, 0).key, kept(LAST, 0).value) == kept(LAST, 0)
+    elsewhere = replace(kept(SECOND, 0), parent=Hash(bytes(32)))
+    roots = tuple(one.part.root for one in (kept(LAST, 0), elsewhere))
+    saved = Saved((START,), attachments=roots, dealt=(kept(LAST, 0), kept(THIRD, 0), elsewhere))
+    door = Door(SECOND, P, RULES, saved)
+    gone = [w.key for save in door.of(Save) for w in save.writes if w.table == "dealt"]
+    assert gone == [elsewhere.key]
+    door.now = 500
+    door.on(Tick())
+    told = {(to[0], message.number, message.seats) for to, message in door.sent(PartsHeld)}
+    assert {(FIRST, 0, seats(LAST)), (THIRD, 0, seats(LAST))} <= told
+
+
+def test_what_is_left_to_be_added_up_is_after_a_start() -> None:
+    """P3: all ended before anybody had a sum. We summed one part, and hold another of our own."""
+    entry = closed(START, THIRD, SECOND, whole_of(parts(SECOND)))
+    mark = judge(RULES).follow(START, entry)
+    mine = bring(START, SECOND, whole_of(parts(SECOND)))
+    roots = tuple(part(SECOND, number).root for number in range(2))
+    saved = Saved(
+        (START, mark), entry, attachments=roots, dealt=(kept(SECOND, 0),), before=(mine, ())
+    )
+    first = Door(FIRST, P, RULES, saved)
+    assert [(task.name.number, task.parts) for task in first.of(AddUp)] == [(0, (part(SECOND, 0),))]
+    second = Door(SECOND, P, RULES, replace(saved, dealt=(), before=(mine, parts(SECOND))))
+    assert [(task.name.number, task.parts) for task in second.of(AddUp)] == [
+        (1, (part(SECOND, 1),))
+    ]
+    second.hear(THIRD, PartRequest(*PLACE, 0))
+    assert [(to[0], message.number) for to, message in second.sent(Part)] == [(THIRD, 0)]
+    third = Door(THIRD, P, RULES, replace(saved, dealt=(), before=None))
+    assert not third.of(AddUp)
+    asked = {(to[0], m.numbers) for to, m in third.sent(SumRequest)}
+    assert asked == {(FIRST, (0,)), (SECOND, (1,))}
+
+
+def test_who_leaves_an_entry_waits_for_other_parts() -> None:
+    """P2: what its authors bring to the round that is open again is other work."""
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    entry = closed(START, THIRD, LAST, whole_of(parts(LAST)))
+    door.hear(THIRD, Closed(entry))
+    names = SumName(entry.hash, 0), SumName(entry.hash, 1)
+    door.on(Behind(0, 1, None, (), (), names))
+    gone: list[bytes] = []
+    while door.mark.round:
+        door.now += 1_000
+        assert door.now < 60_000
+        door.on(Tick())
+    writes = [write for save in door.of(Save) for write in save.writes]
+    gone += [w.key for w in writes if w.table == "dealt" and w.value is None]
+    assert gone == [kept(LAST, 0).key]
+    made = other_whole(LAST)
+    door.hear(LAST, bring(START, LAST, whole_of(made)))
+    door.hear(LAST, Part(*PLACE, LAST, 0, made[0], path_to(made, 0)))
+    assert [message.root for _, message in door.sent(BlobRequest)] == [made[0].root]
+    for _ in range(3):
+        door.hear(THIRD, Closed(entry))
+    assert len([w for w in door.peer._gathering._waits if names[0] in w.missing]) == 1
+
+
+def test_records_of_parts_do_not_pile_up() -> None:
+    """P8."""
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    mark = START
+    gone: list[bytes] = []
+    for _ in range(4):
+        assert not gone
+        entry = closed(mark, THIRD, THIRD, None)
+        mark = judge(RULES).follow(mark, entry)
+        door.hear(THIRD, Closed(entry))
+        writes = [write for save in door.of(Save) for write in save.writes]
+        gone += [w.key for w in writes if w.table == "dealt" and w.value is None]
+    assert gone == [kept(LAST, 0).key]
+
+
+def test_a_part_whose_fetch_was_given_up_is_fetched_when_it_is_named_again() -> None:
+    door = Door(SECOND, P, RULES)
+    contribute(door, LAST)
+    door.hear(LAST, named(LAST, 1))
+    assert door.sent(BlobRequest)
+    door.hear(LAST, named(LAST, 1))
+    assert not door.sent(BlobRequest)
+    mark = START
+    for _ in range(2):
+        entry = closed(mark, THIRD, THIRD, None)
+        mark = judge(RULES).follow(mark, entry)
+        door.hear(THIRD, Closed(entry))
+    door.hear(LAST, named(LAST, 1))
+    assert [message.root for _, message in door.sent(BlobRequest)] == [part(LAST, 1).root]
+
+
+def test_nobody_but_members_makes_us_remember_what_comes_early() -> None:
+    """P6."""
+    door = Door(FIRST, P, RULES)
+    early = replace(named(LAST, 0), round=1)
+    for number in range(3):
+        door.hear(PeerId(digest("a stranger", bytes([number]))), early)
+    assert not door.peer._scattering._early
+    for _ in range(30):
+        door.hear(LAST, early)
+    assert [len(found) for found in door.peer._scattering._early.values()] == [16]
+    entry = closed(START, THIRD, THIRD, None)
+    door.hear(THIRD, Closed(entry))
+    assert not door.faults(), "they were of another branch"
+    bad = replace(named(LAST, 0), round=2, tip=entry.hash[:8], number=9)
+    after = closed(judge(RULES).follow(START, entry), THIRD, THIRD, None)
+    bad = replace(bad, tip=after.hash[:8])
+    door.hear(LAST, bad)
+    assert not door.faults(), "nobody can tell yet"
+    door.hear(THIRD, Closed(after))
+    assert len(door.faults()) == 1
+
+
 def test_a_stranger_has_no_say() -> None:
     door = Door(FIRST, P, RULES)
     contribute(door, LAST)
@@ -224,6 +621,46 @@ def test_a_stranger_has_no_say() -> None:
 
 
 # Sums
+
+
+def test_a_stranger_raises_no_alarm() -> None:
+    """P7: two sums of one name mean that a member is broken, so both have to be members'."""
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    entry = entry_of(LAST)
+    door.hear(THIRD, Closed(entry))
+    door.on(Summed(SumName(entry.hash, 0), Attachment(digest("a sum"), 10)))
+    other = Sum(entry.hash, 0, Attachment(digest("another sum"), 10))
+    door.hear(PeerId(digest("a stranger")), other)
+    assert not door.of(Note)
+    door.hear(SECOND, other)
+    assert [note.event for note in door.of(Note)] == ["sums-differ"]
+
+
+def test_a_part_that_is_gone_is_fetched_again() -> None:
+    """P3: the disk damaged it since; its author has it."""
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    entry = entry_of(LAST)
+    door.hear(THIRD, Closed(entry))
+    assert door.of(AddUp)
+    door.on(Summed(SumName(entry.hash, 0), None))
+    door.now = 5_000
+    door.on(Tick())
+    assert [to[0] for to, _ in door.sent(PartRequest)] == [LAST]
+    take(door, LAST, 0)
+    assert [task.parts for task in door.of(AddUp)] == [(part(LAST, 0),)]
+
+
+def test_a_proposal_that_comes_again_is_waited_for_once() -> None:
+    """P6: whoever repeats it makes us remember nothing."""
+    door = Door(THIRD, P, MAJORITY)
+    entry = closed(START, FIRST, LAST, whole_of(parts(LAST)))
+    for sender in (FIRST, SECOND, FIRST, FIRST):
+        door.hear(sender, Propose(0, entry))
+    assert len(door.peer._gathering._waits) == 1
 
 
 def entry_of(author: PeerId) -> Entry:
@@ -265,6 +702,18 @@ def test_the_next_calls_for_parts_and_adds_up_when_asked() -> None:
     assert (task.name.number, task.is_first) == (0, False)
 
 
+def test_answers_are_rationed() -> None:
+    """P6."""
+    door = Door(LAST, P, RULES)
+    door.on(work(door))
+    door.hear(FIRST, Closed(entry_of(LAST)))
+    answers = 0
+    for _ in range(40):
+        door.hear(THIRD, PartRequest(*PLACE, 1))
+        answers += len(door.sent(Part))
+    assert answers == 32
+
+
 def test_an_author_answers_a_call() -> None:
     door = Door(LAST, P, RULES)
     door.on(work(door))
@@ -284,11 +733,16 @@ def test_a_sum_that_was_refused_is_fetched_of_another() -> None:
     door.on(BlobKept(bad.root, is_here=True))
     assert door.peer._gathering.holds([name])
     door.sent(SumRequest)
-    door.on(SumRefused(name))
+    door.on(SumRefused(name, 0))
     assert not door.peer._gathering.holds([name])
     (asked,) = {to[0] for to, message in door.sent(SumRequest) if 0 in message.numbers}
     door.hear(asked, Sum(entry.hash, 0, bad))
     assert not door.sent(BlobRequest)
+    good = Attachment(digest("a sum"), 10)
+    door.hear(asked, Sum(entry.hash, 0, good))
+    door.peer._transfers._orders.pop(good.root)
+    door.on(BlobKept(good.root, is_here=True))
+    assert door.written("sums") == {sum_key(0, name)}, "in the place of the bad one"
 
 
 @pytest.mark.parametrize("sum", [Attachment(digest("x"), 0), Attachment(digest("x"), 1_001)])

@@ -127,6 +127,22 @@ def test_parts_are_one_attachment_and_go_with_it(tmp_path: Path, store: Store) -
     assert not shelf.has(sum)
 
 
+def test_what_is_about_to_be_given_back_is_still_known_in_parts(
+    tmp_path: Path, store: Store
+) -> None:
+    """P3: it was made a moment ago, so no outbox holds it yet."""
+    shelf = Attachments(tmp_path, store)
+    shelf.add(1, DATA[5:])
+    made = shelf.add_parts(2, [DATA[:9], DATA[9:]])
+    whole = whole_of(made)
+    store.commit([Write("parts", whole.root, encode_attachments(made))])
+    shelf.collect(9)
+    assert shelf.read(whole) == DATA
+    shelf.add_parts(9, [DATA[1:9], DATA[9:]])
+    shelf.collect(9)
+    assert not list(store.scan("parts"))
+
+
 def test_attachments_are_served_before_snapshots(tmp_path: Path, store: Store) -> None:
     """A round waits for them; a newcomer has time."""
     shelf, snapshots = Attachments(tmp_path, store), Snapshots(tmp_path, store, 50)
