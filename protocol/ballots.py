@@ -272,6 +272,8 @@ class Ballots:
             return
         if sender not in core.head.roster:
             raise RemoteError("a proposal from a stranger")
+        if owner(core.ranked(), message.ballot) == core.me:
+            raise RemoteError("a proposal under our own ballot")
         core.judge.follow(core.head, entry)
         if message.ballot < round.promised:
             return

@@ -62,6 +62,7 @@ class Scattering:
         place = head.round, head.hash
         if place not in self._deals:
             self._deals[place] = self._new_deal(head, deadline_ms)
+        self._deals[place].mine = None  # opened again, it gets what is made anew
         while len(self._deals) > _DEALS_MAX:
             self._drop(next(iter(self._deals)))
         early, self._early = self._early, {}
@@ -197,7 +198,8 @@ class Scattering:
     def _send_part(self, to: PeerId, deal: Deal, own: Own, number: int) -> None:
         core, part = self._core, own.parts[number]
         own.sent_ms[number] = core.now
-        core.send(to, own.message)
+        if deal is self.open_deal():
+            core.send(to, own.message)  # later on the entry names the whole
         path = path_to(own.parts, number)
         place = deal.mark.round, deal.mark.hash[:8]
         core.send(to, Part(*place, core.me, number, part, path))

@@ -195,7 +195,8 @@ def test_without_steps_distance_falls_as_theory_says(simulate: Simulate) -> None
     report = simulate(train=False, spread=1.0, peers=64, exchanges=8)
     assert report.expected_mixing == pytest.approx(62 / 126)
     first, last = report.looks[0], report.looks[-1]
-    assert last.exchanges == 8
+    assert report.alone <= 2, "on lines like these one may be too slow for its partner's patience"
+    assert last.exchanges == 8 - report.alone / 64
     assert last.distance / first.distance == pytest.approx((62 / 126) ** 8, rel=0.5)
     rates = [look.mixing for look in report.looks if look.mixing is not None]
     assert len(rates) > 4

@@ -704,6 +704,10 @@ def _record_behind(message: Message, who: SimPeer, head: Mark) -> tuple[str, byt
         case Closed():
             return "entries", message.entry.hash, message.entry.seal
         case Propose() if owner(ranked, message.ballot) == who.id:
+            if who.peer._core.rules.parts_max:
+                # It accepts only once all is added up; its ballot is taken, and its own is sealed.
+                ballot = message.ballot if message.ballot else who.peer._closing._round.promised
+                return "votes", round_key(message.entry.round) + b"p", ballot.to_bytes(4, "big")
             return "votes", round_key(message.entry.round) + b"a", message.entry.seal
         case _:
             return None
