@@ -48,7 +48,7 @@ from protocol.parts import SumName, check_part, path_to, whole_of
 from protocol.peer import Saved
 from protocol.rounds import ranking
 from protocol.rules import Quorum, Rules
-from tests.machine.making import RUN, Door, bring, closed, genesis, ids, judge
+from tests.machine.making import RUN, Door, bring, card, closed, genesis, ids, judge
 
 P = ids(4)
 START = genesis(P)
@@ -169,9 +169,9 @@ def test_who_is_no_collector_gets_the_contribution_with_its_part() -> None:
     sent = [(to[0], message.number) for to, message in door.sent(Part)]
     assert sent == [(SECOND, 0), (SECOND, 1), (THIRD, 2), (LAST, 3)]
     assert {to[0] for to, _ in door.sent(Contribute)} == {SECOND, THIRD, LAST}
-    wake = door.peer.wake_ms
-    assert wake is not None
-    assert wake <= 1_000, "what was lost is sent again"
+    deal = door.peer._scattering.open_deal()
+    assert deal is not None
+    assert door.peer._scattering._offer_ms(deal) == 1_000, "what was lost is sent again"
 
 
 def test_who_is_down_is_passed_over() -> None:
@@ -201,6 +201,33 @@ def test_who_goes_down_is_waited_for_no_longer() -> None:
         door.on(Tick())
         assert door.now < 60_000
     assert [to[0] for to, m in door.sent(Part) if m.number == 0] == [SECOND]
+
+
+def hide(door: Door, *peers: PeerId) -> None:
+    """Nobody can dial these."""
+    for peer in peers:
+        door.peer._core.cards[peer] = card(peer, 2, ())
+
+
+def test_who_cannot_be_reached_is_offered_nothing() -> None:
+    """Chunks take no relay. Who reaches nobody vouches for itself, and for itself alone (P4)."""
+    door = Door(LAST, P, RULES)
+    hide(door, LAST, FIRST, SECOND)
+    door.on(work(door))
+    assert {(to[0], m.number) for to, m in door.sent(Part)} == {(THIRD, 0), (THIRD, 1)}
+    door = Door(LAST, P, replace(RULES, collectors=4))
+    hide(door, *P)
+    contribute(door, SECOND)
+    assert held(door) == set()
+    door.on(work(door))
+    assert held(door) == {LAST}
+
+
+def test_who_cannot_be_reached_is_asked_for_no_sum() -> None:
+    door = Door(LAST, P, RULES)
+    hide(door, LAST, FIRST)
+    door.hear(THIRD, Closed(closed(START, THIRD, SECOND, whole_of(parts(SECOND)))))
+    assert {(to[0], m.numbers) for to, m in door.sent(SumRequest)} == {(SECOND, (0, 1))}
 
 
 def test_a_sum_that_is_our_own_part_is_here() -> None:
@@ -239,15 +266,16 @@ def test_who_has_no_other_left_asks_the_first_again() -> None:
     """P4."""
     door = Door(LAST, P, RULES)
     door.on(work(door))
-    turns: list[PeerId] = []
-    for now in range(0, 20_000, 500):
-        door.now = now
+    turns = [(0, to[0]) for to, message in door.sent(Part) if message.number == 0]
+    while (wake := door.peer.wake_ms) is not None and wake < 14_000:
+        door.now = wake
         for peer in P:
-            door.peer.membership.heard(peer, Millis(now))
+            door.peer.membership.heard(peer, Millis(wake))
         door.on(Tick())
-        turns += [to[0] for to, message in door.sent(Part) if message.number == 0]
-    order = [peer for n, peer in enumerate(turns) if not n or turns[n - 1] != peer]
-    assert order[:4] == [FIRST, SECOND, THIRD, FIRST]
+        turns += [(wake, to[0]) for to, message in door.sent(Part) if message.number == 0]
+    assert [now for now, _ in turns] == list(range(0, 14_000, 1_000))
+    order = [*[FIRST] * 4, *[SECOND] * 4, *[THIRD] * 4, *[FIRST] * 2]
+    assert [peer for _, peer in turns] == order
 
 
 def test_an_overdue_round_is_dealt_once_more() -> None:
@@ -265,7 +293,7 @@ def test_an_overdue_round_is_dealt_once_more() -> None:
             door.peer.membership.heard(peer, Millis(now))
         door.on(Tick())
         assert not door.sent(Part), now
-    assert door.peer._scattering.wake_ms == due
+    assert door.peer._scattering._offer_ms(deal) == due
     door.now = due
     door.on(Tick())
     sent = {(to[0], message.number) for to, message in door.sent(Part)}
@@ -704,6 +732,19 @@ def test_who_leaves_an_entry_waits_for_other_parts() -> None:
     for _ in range(3):
         door.hear(THIRD, Closed(entry))
     assert len([w for w in door.peer._gathering._waits if names[0] in w.missing]) == 1
+
+
+def test_old_records_of_parts_are_removed_at_a_start() -> None:
+    """P8."""
+    marks = [START]
+    for _ in range(4):
+        marks.append(judge(RULES).follow(marks[-1], closed(marks[-1], THIRD, THIRD, None)))
+    dealt = (kept(LAST, 0), kept(LAST, 0, marks[1]))
+    door = Door(
+        FIRST, P, RULES, Saved(tuple(marks), attachments=(part(LAST, 0).root,), dealt=dealt)
+    )
+    gone = [w.key for save in door.of(Save) for w in save.writes if w.table == "dealt"]
+    assert gone == [dealt[0].key]
 
 
 def test_records_of_parts_do_not_pile_up() -> None:
