@@ -196,7 +196,6 @@ class Ballots:
         # ever will be: what is our own is sealed, and the ballot is taken, on the disk.
         if core.rules.parts_max:
             lead.entry = entry
-            self._save_vote()
             self._spread_in_round(Propose(lead.ballot, entry), lead.quiet)
         self._want(entry, lambda: self._go_on_leading(lead, entry))
 
@@ -212,11 +211,11 @@ class Ballots:
 
     def _go_on_leading(self, lead: Lead, entry: Entry) -> None:
         """All that our proposal lists is here."""
-        if self._round.lead is not lead or lead.ballot < self._round.promised:
-            return
+        if self._round.lead is not lead:
+            return  # we promised more since, or the round is closed
         if lead.entry is None:
             self._propose(lead, entry)
-        elif self._core.me not in lead.accepts:
+        else:
             self._accept_own(lead, entry)
             self._count_accepts(lead)
 

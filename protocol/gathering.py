@@ -260,7 +260,7 @@ class Gathering:
         if known is not None and known != message.sum:
             core.note("error", "sums-differ", peer=sender, part=message.number)
             return
-        if wanted is None or known is not None or not wanted.is_ours:
+        if wanted is None or known is not None:
             return
         size, root = message.sum.size, message.sum.root
         if sender not in wanted.asked or (sender, root) in wanted.doubted or root in wanted.barred:
@@ -281,7 +281,6 @@ class Gathering:
         known = self._held.pop(name, None)
         if known is not None:
             wanted = self._get(name, round)
-            wanted.round = round
             wanted.barred.add(known.root)
             wanted.is_ours = True
             self._ask([wanted])

@@ -236,6 +236,13 @@ _P3: Final[_Rows] = (
 
 _P3_SUMS: Final[_Rows] = (
     (
+        "Who starts again does not know whose parts it has.",
+        "protocol/scattering.py",
+        '        self._core.save([Write("dealt", kept.key, kept.value)])\n',
+        "",
+        _MACHINE + "test_scattering.py::test_who_starts_again_knows_whose_parts_it_has",
+    ),
+    (
         "An author's own word for its parts is enough to list it.",
         "protocol/deal.py",
         "            if members[seat] != holder:\n",
@@ -299,6 +306,13 @@ _P3_GOSSIP: Final[_Rows] = (
 )
 
 _P4: Final[_Rows] = (
+    (
+        "A closer lists what nobody who is left can add up.",
+        "protocol/ballots.py",
+        "if self._holdings.is_within_reach(by, gone)",
+        "if by",
+        _MACHINE + "test_scattering.py::test_what_nobody_else_has_any_more_is_not_listed",
+    ),
     (
         "A part whose first adder is silent is offered to nobody else.",
         "protocol/scattering.py",
@@ -389,8 +403,8 @@ _P5: Final[_Rows] = (
     (
         "A deputy proposes its own entry though another may have been accepted.",
         "protocol/ballots.py",
-        "        if best is None:\n            self._propose_own(lead)",
-        "        if True:\n            self._propose_own(lead)",
+        "        if best is None:",
+        "        if True:",
         _MACHINE + "test_closing.py::test_a_deputy_proposes_what_may_have_been_accepted",
     ),
     (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from protocol.blobs import Bits
 from protocol.deal import PartKept, read_dealt
 from protocol.entries import Attachment, Entry
-from protocol.errors import RemoteError
+from protocol.errors import LocalError, RemoteError
 from protocol.events import (
     AddUp,
     Behind,
@@ -18,6 +18,7 @@ from protocol.events import (
     Note,
     OfferSum,
     Save,
+    Send,
     Summed,
     SumRefused,
     Tick,
@@ -30,6 +31,7 @@ from protocol.messages import (
     Accepted,
     BlobRequest,
     Closed,
+    Commit,
     Contribute,
     Level,
     Part,
@@ -46,7 +48,7 @@ from protocol.parts import SumName, check_part, path_to, whole_of
 from protocol.peer import Saved
 from protocol.rounds import ranking
 from protocol.rules import Quorum, Rules
-from tests.machine.making import RUN, Door, bring, closed, genesis, ids, judge
+from tests.machine.making import RUN, Door, bring, card, closed, genesis, ids, judge
 
 P = ids(4)
 START = genesis(P)
@@ -150,6 +152,7 @@ def test_what_nobody_takes_is_offered_to_the_next() -> None:
     door = Door(LAST, P, RULES)
     door.on(work(door))
     door.hear(SECOND, PartsHeld(*PLACE, 1, seats(LAST)))
+    door.hear(FIRST, PartsHeld(*PLACE, 0, seats(THIRD)))  # not ours
     offered: list[tuple[PeerId, int]] = []
     for now in range(0, 9_000, 250):
         door.now = now
@@ -166,9 +169,9 @@ def test_who_is_no_collector_gets_the_contribution_with_its_part() -> None:
     sent = [(to[0], message.number) for to, message in door.sent(Part)]
     assert sent == [(SECOND, 0), (SECOND, 1), (THIRD, 2), (LAST, 3)]
     assert {to[0] for to, _ in door.sent(Contribute)} == {SECOND, THIRD, LAST}
-    wake = door.peer.wake_ms
-    assert wake is not None
-    assert wake <= 1_000, "what was lost is sent again"
+    deal = door.peer._scattering.open_deal()
+    assert deal is not None
+    assert door.peer._scattering._offer_ms(deal) == 1_000, "what was lost is sent again"
 
 
 def test_who_is_down_is_passed_over() -> None:
@@ -198,6 +201,33 @@ def test_who_goes_down_is_waited_for_no_longer() -> None:
         door.on(Tick())
         assert door.now < 60_000
     assert [to[0] for to, m in door.sent(Part) if m.number == 0] == [SECOND]
+
+
+def hide(door: Door, *peers: PeerId) -> None:
+    """Nobody can dial these."""
+    for peer in peers:
+        door.peer._core.cards[peer] = card(peer, 2, ())
+
+
+def test_who_cannot_be_reached_is_offered_nothing() -> None:
+    """Chunks take no relay. Who reaches nobody vouches for itself, and for itself alone (P4)."""
+    door = Door(LAST, P, RULES)
+    hide(door, LAST, FIRST, SECOND)
+    door.on(work(door))
+    assert {(to[0], m.number) for to, m in door.sent(Part)} == {(THIRD, 0), (THIRD, 1)}
+    door = Door(LAST, P, replace(RULES, collectors=4))
+    hide(door, *P)
+    contribute(door, SECOND)
+    assert held(door) == set()
+    door.on(work(door))
+    assert held(door) == {LAST}
+
+
+def test_who_cannot_be_reached_is_asked_for_no_sum() -> None:
+    door = Door(LAST, P, RULES)
+    hide(door, LAST, FIRST)
+    door.hear(THIRD, Closed(closed(START, THIRD, SECOND, whole_of(parts(SECOND)))))
+    assert {(to[0], m.numbers) for to, m in door.sent(SumRequest)} == {(SECOND, (0, 1))}
 
 
 def test_a_sum_that_is_our_own_part_is_here() -> None:
@@ -236,15 +266,16 @@ def test_who_has_no_other_left_asks_the_first_again() -> None:
     """P4."""
     door = Door(LAST, P, RULES)
     door.on(work(door))
-    turns: list[PeerId] = []
-    for now in range(0, 20_000, 500):
-        door.now = now
+    turns = [(0, to[0]) for to, message in door.sent(Part) if message.number == 0]
+    while (wake := door.peer.wake_ms) is not None and wake < 14_000:
+        door.now = wake
         for peer in P:
-            door.peer.membership.heard(peer, Millis(now))
+            door.peer.membership.heard(peer, Millis(wake))
         door.on(Tick())
-        turns += [to[0] for to, message in door.sent(Part) if message.number == 0]
-    order = [peer for n, peer in enumerate(turns) if not n or turns[n - 1] != peer]
-    assert order[:4] == [FIRST, SECOND, THIRD, FIRST]
+        turns += [(wake, to[0]) for to, message in door.sent(Part) if message.number == 0]
+    assert [now for now, _ in turns] == list(range(0, 14_000, 1_000))
+    order = [*[FIRST] * 4, *[SECOND] * 4, *[THIRD] * 4, *[FIRST] * 2]
+    assert [peer for _, peer in turns] == order
 
 
 def test_an_overdue_round_is_dealt_once_more() -> None:
@@ -262,7 +293,7 @@ def test_an_overdue_round_is_dealt_once_more() -> None:
             door.peer.membership.heard(peer, Millis(now))
         door.on(Tick())
         assert not door.sent(Part), now
-    assert door.peer._scattering.wake_ms == due
+    assert door.peer._scattering._offer_ms(deal) == due
     door.now = due
     door.on(Tick())
     sent = {(to[0], message.number) for to, message in door.sent(Part)}
@@ -331,8 +362,24 @@ def test_collectors_hear_at_once_when_all_has_come() -> None:
 
 def test_our_own_work_in_other_parts_is_a_bug_of_ours() -> None:
     door = Door(FIRST, P, RULES)
-    with pytest.raises(Exception, match="has 1 parts, not 2"):
-        door.on(replace(work(door), parts=parts(FIRST)[:1]))
+    one = parts(FIRST)[:1]
+    with pytest.raises(LocalError, match="has 1 parts, not 2"):
+        door.on(replace(work(door), parts=one, attached=whole_of(one)))
+    with pytest.raises(LocalError, match="has 2 parts, not 2"):
+        door.on(replace(work(door), attached=whole_of(parts(SECOND))))
+
+
+def test_what_our_own_work_is_made_of_is_on_disk_before_it_is_told() -> None:
+    """P3."""
+    door = Door(LAST, P, RULES)
+    door.on(work(door))
+    assert door.written("parts") == {whole_of(parts(LAST)).root}
+    saves = [n for n, effect in enumerate(door.effects) if isinstance(effect, Save)]
+    sends = [n for n, effect in enumerate(door.effects) if isinstance(effect, Send)]
+    assert min(saves) < min(sends)
+    (mine,) = {message for _, message in door.sent(Contribute)}
+    again = Door(LAST, P, RULES, Saved((START,), mine=mine, parts=parts(LAST)))
+    assert {(to[0], m.number) for to, m in again.sent(Part)} == {(FIRST, 0), (SECOND, 1)}
 
 
 def test_work_that_comes_too_late_can_be_given_back() -> None:
@@ -379,32 +426,92 @@ def test_one_may_hold_all_parts() -> None:
     assert held(door) == {author}
 
 
-def test_what_nobody_else_has_any_more_is_not_listed() -> None:
-    """P4: as far as is known when the round is closed."""
-    door = Door(SECOND, P, RULES)
-    door.on(work(door))
-    for author in (LAST, THIRD):
+def awaiting(door: Door, *authors: PeerId) -> None:
+    """What these brought is covered: we hold part 1, and only the first has part 0."""
+    for author in authors:
         contribute(door, author)
         take(door, author, 1)
-    door.hear(FIRST, PartsHeld(*PLACE, 0, seats(SECOND, THIRD, LAST)))
-    door.hear(THIRD, PartsHeld(*PLACE, 1, seats(SECOND)))
-    assert held(door) == {SECOND, THIRD, LAST}
+    door.hear(FIRST, PartsHeld(*PLACE, 0, seats(SECOND, *authors)))
+    assert held(door) - {SECOND} == set(authors)
+
+
+def pass_time(door: Door, ms: int, *alive: PeerId, mute: tuple[PeerId, ...] = ()) -> list[Entry]:
+    """Who is alive gives signs of life, and promises what it is asked for; who is mute does only
+    the first. Returns what was closed.
+    """
+    for _ in range(ms // 500):
+        door.now += 500
+        for peer in (*alive, *mute):
+            door.peer.membership.heard(peer, Millis(door.now))
+        door.on(Tick())
+        found = [message.entry for _, message in door.sent(Closed)]
+        if found:
+            return found
+        for to, prepare in door.sent(Prepare):
+            for peer in set(to) & set(alive):
+                door.hear(peer, Promise(*PLACE, prepare.ballot, 0, None))
+                found += [message.entry for _, message in door.sent(Closed)]
+        if found:
+            return found
+    return []
+
+
+def authors_of(entry: Entry) -> set[PeerId]:
+    return {START.roster.members[line.seat] for line in entry.body.lines}
+
+
+def test_what_others_have_is_within_reach() -> None:
+    door = Door(SECOND, P, RULES)
+    awaiting(door, LAST)
     reach = door.peer._scattering.is_within_reach
     assert reach(LAST, {FIRST})
     assert reach(LAST, {LAST})
-    assert not reach(LAST, {FIRST, LAST})
     assert reach(LAST, {THIRD, LAST})
-    door.now = 100_000
-    door.on(Tick())
-    (_, prepare), *_ = door.sent(Prepare)
-    door.hear(THIRD, Promise(*PLACE, prepare.ballot, 0, None))
-    while not (sealed := door.sent(Closed)):
-        door.now += 1_000
-        assert door.now < 200_000
-        door.on(Tick())
-    entry = sealed[0][1].entry
-    authors = {START.roster.members[line.seat] for line in entry.body.lines}
-    assert authors == {SECOND, THIRD}, "neither the last nor the first gave a sign of life"
+    assert not reach(LAST, {FIRST, LAST})
+    assert reach(THIRD, {FIRST, THIRD}), "it brought nothing that we know of"
+
+
+def test_what_nobody_else_has_any_more_is_not_listed() -> None:
+    """P4: two promise nothing: one made it, the other alone had a part of it."""
+    door = Door(SECOND, P, RULES)
+    door.on(work(door))
+    awaiting(door, LAST, THIRD)
+    door.hear(THIRD, PartsHeld(*PLACE, 1, seats(SECOND)))
+    (sealed, *_) = pass_time(door, 200_000, THIRD, mute=(FIRST, LAST))
+    assert not {FIRST, LAST} & door.peer.membership.down()
+    assert authors_of(sealed) == {SECOND, THIRD}
+
+
+def test_who_could_list_nothing_does_not_close() -> None:
+    """P4: what is left comes."""
+    door = Door(SECOND, P, RULES)
+    awaiting(door, LAST)
+    assert not pass_time(door, 90_000, THIRD)
+    door.on(work(door))
+    for number in range(2):
+        door.hear(THIRD, PartsHeld(*PLACE, number, seats(SECOND)))
+    sealed = [message.entry for _, message in door.sent(Closed)] or pass_time(door, 90_000, THIRD)
+    assert authors_of(sealed[0]) == {SECOND}
+
+
+def test_the_closer_leaves_out_who_was_silent_with_what_it_brought() -> None:
+    """P4: and lists what others have of it."""
+    for holder in (SECOND, THIRD):
+        door = Door(FIRST, P, RULES)
+        door.on(work(door))
+        for number in range(2):
+            door.hear(THIRD, PartsHeld(*PLACE, number, seats(FIRST, THIRD)))
+        for author in (LAST, THIRD):
+            contribute(door, author)
+            take(door, author, 0)
+        door.hear(SECOND, PartsHeld(*PLACE, 1, seats(THIRD, *([LAST] if holder == SECOND else []))))
+        door.hear(THIRD, PartsHeld(*PLACE, 1, seats(FIRST, *([LAST] if holder == THIRD else []))))
+        assert held(door) == {FIRST, THIRD, LAST}
+        calls = door.peer._closing._roll_call_ms
+        assert not pass_time(door, calls - 500, *P)
+        (sealed, *_) = pass_time(door, 20_000, THIRD)
+        assert LAST not in door.peer.membership.down()
+        assert (LAST in authors_of(sealed)) == (holder == THIRD)
 
 
 def test_who_has_a_part_tells_its_author_and_the_collectors() -> None:
@@ -417,6 +524,77 @@ def test_who_has_a_part_tells_its_author_and_the_collectors() -> None:
     door.on(Tick())
     told = [(to[0], message.number, message.seats) for to, message in door.sent(PartsHeld)]
     assert {to for to, _, _ in told} == {FIRST, THIRD}
+
+
+def test_who_may_have_to_close_hears_of_parts_with_our_promise() -> None:
+    door = Door(SECOND, P, replace(RULES, collectors=1))
+    contribute(door, LAST)
+    take(door, LAST, 1)
+    door.hear(THIRD, Prepare(*PLACE, 2))
+    told = [
+        type(effect.message)
+        for effect in door.of(Send)
+        if effect.to == (THIRD,) and isinstance(effect.message, PartsHeld | Promise)
+    ]
+    assert told == [PartsHeld, Promise]
+
+
+def test_the_next_owners_of_ballots_hear_of_parts() -> None:
+    """P4: when the closer is silent."""
+    door = Door(LAST, P, replace(RULES, collectors=1))
+    contribute(door, THIRD)
+    take(door, THIRD, 1)
+    told = set()
+    while not door.peer._closing._round.sent_to and door.now < 90_000:
+        door.now += 500
+        for peer in P:
+            door.peer.membership.heard(peer, Millis(door.now))
+        door.on(Tick())
+        told |= {to[0] for to, _ in door.sent(PartsHeld)}
+    assert told == {FIRST, SECOND, THIRD}, "the third made it"
+
+
+def test_what_a_part_is_of_its_author_says_first() -> None:
+    """P6: or others' words would be held against it."""
+    door = Door(FIRST, P, RULES)
+    door.hear(SECOND, named(LAST, 0))
+    door.hear(SECOND, bring(START, SECOND, whole_of(parts(SECOND))))
+    assert not door.faults()
+    contribute(door, LAST)
+    assert not door.sent(BlobRequest)
+
+
+def test_an_author_that_did_not_hear_of_it_is_told_again() -> None:
+    door = Door(SECOND, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 1)
+    door.hear(LAST, named(LAST, 1))
+    assert [(to[0], m.number) for to, m in door.sent(PartsHeld)] == [(LAST, 1)]
+
+
+def test_a_part_that_comes_when_another_is_listed_is_nobodys() -> None:
+    """P2."""
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    door.hear(LAST, named(LAST, 0))
+    door.hear(THIRD, Closed(closed(START, THIRD, LAST, whole_of(other_whole(LAST)))))
+    door.peer._transfers._orders.pop(part(LAST, 0).root)
+    door.on(BlobKept(part(LAST, 0).root, is_here=True))
+    assert not door.written("dealt")
+    assert not door.of(AddUp)
+
+
+def test_the_last_one_left_vouches_for_itself_alone() -> None:
+    """P4: not for what others brought."""
+    door = Door(FIRST, P, RULES)
+    door.on(work(door))
+    contribute(door, LAST)
+    while len(door.peer.membership.down()) < 3 and door.mark.round == 0:
+        assert held(door) == set()
+        door.now += 500
+        door.on(Tick())
+    sealed = [message.entry for _, message in door.sent(Closed)]
+    assert held(door) == {FIRST} or authors_of(sealed[0]) == {FIRST}
 
 
 def test_a_part_may_come_before_its_contribution() -> None:
@@ -554,6 +732,19 @@ def test_who_leaves_an_entry_waits_for_other_parts() -> None:
     for _ in range(3):
         door.hear(THIRD, Closed(entry))
     assert len([w for w in door.peer._gathering._waits if names[0] in w.missing]) == 1
+
+
+def test_old_records_of_parts_are_removed_at_a_start() -> None:
+    """P8."""
+    marks = [START]
+    for _ in range(4):
+        marks.append(judge(RULES).follow(marks[-1], closed(marks[-1], THIRD, THIRD, None)))
+    dealt = (kept(LAST, 0), kept(LAST, 0, marks[1]))
+    door = Door(
+        FIRST, P, RULES, Saved(tuple(marks), attachments=(part(LAST, 0).root,), dealt=dealt)
+    )
+    gone = [w.key for save in door.of(Save) for w in save.writes if w.table == "dealt"]
+    assert gone == [dealt[0].key]
 
 
 def test_records_of_parts_do_not_pile_up() -> None:
@@ -791,4 +982,9 @@ def test_the_proposer_accepts_last_of_all_what_it_proposed() -> None:
             door.hear(holder, Sum(name.entry, number, sum))
             door.peer._transfers._orders.pop(sum.root)
             door.on(BlobKept(sum.root, is_here=True))
-    assert lead.accepts == {FIRST}
+        if holder == FIRST:
+            for peer in (SECOND, THIRD):
+                door.hear(peer, Accepted(0, 0, proposal.entry.hash))
+            assert not door.sent(Commit)
+    assert lead.accepts == {FIRST, SECOND, THIRD}
+    assert door.sent(Commit)

@@ -10,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from node.compare import exchange
+from node.compare.exchange import Seat
+from node.compare.timing import Clock
 from node.methods.base import Contribution, RoundContext
 from node.methods.diloco import Diloco
 from node.methods.diloco_config import DilocoConfig
@@ -76,6 +79,8 @@ def test_other_bytes_are_refused(how: str) -> None:
         decode_parts(layout, bad)
     with pytest.raises(ValueError, match=r"."):
         found[0].decode(bad)
+    with pytest.raises(ValueError, match="of 2 begins otherwise"):
+        found[0].decode(b"\1" + parts[0][1:])
 
 
 @pytest.mark.parametrize("bits", [32, 16, 8, 4])
@@ -154,7 +159,16 @@ def by_parts(
     ]
 
 
-@pytest.mark.parametrize("changes", [{}, {"fragments": 2}, {"momentum": "0"}, {"overlap": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"fragments": 2},
+        {"momentum": "0"},
+        {"overlap": True},
+        {"overlap": True, "gap_penalty": "2", "momentum_clip": "0.0002"},
+    ],
+)
 def test_by_parts_is_as_in_one_piece(
     make_setup: MakeSetup, make_round: MakeRound, changes: dict[str, object]
 ) -> None:
@@ -231,6 +245,37 @@ def test_a_round_of_no_tokens_moves_nothing(make_setup: MakeSetup, make_round: M
     assert torch.equal(theta(methods[0]), theta(Diloco(configured(), make_setup())))
     assert methods[0].state_digest(1) != before, "the queue went on"
     assert not torch.equal(waiting(methods[0]), waited[0]), "its work waits"
+    by_parts(methods, [make_round(1, i, 2) for i in range(2)], 2)
+    moved = theta(methods[0])
+    by_parts(methods, [make_round(2, i, 2) for i in range(2)], 2, tokens=[0, 0])
+    assert torch.equal(theta(methods[0]), moved), "nor does momentum by itself"
+
+
+def test_what_is_no_sum_is_refused(make_setup: MakeSetup, make_round: MakeRound) -> None:
+    """P6."""
+    method = Diloco(configured(), make_setup())
+    context = replace(make_round(0, 0, 2), parts=2)
+    done = method.work(context)
+    lines = [Contribution(context.peer, done.payload, done.parts[0])]
+    method.check_sum(context, 0, method.add_up(context, 0, lines))
+    for bad in (done.parts[0][:-1], b"\1" + done.parts[0][1:], b""):
+        with pytest.raises(ValueError, match=r"."):
+            method.check_sum(context, 0, bad)
+
+
+def test_a_comparison_sums_as_a_swarm_does(make_setup: MakeSetup, make_round: MakeRound) -> None:
+    """P3, P7: what rounding takes away waits where it would; and all bytes are counted."""
+    one, other = ([Diloco(configured(value_bits=4), make_setup()) for _ in "ab"] for _ in "ab")
+    contexts = [replace(make_round(0, i, 2), parts=2) for i in range(2)]
+    made = by_parts(one, contexts, 2)
+    seats = [Seat(m, c, m.work(c)) for m, c in zip(other, contexts, strict=True)]
+    traffic = exchange.by_parts(seats, Clock(CPU))
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(waiting(a), waiting(b))
+    sums = sum(run.length for run in one[0]._runs(contexts[0]))
+    crossed = [len(seats[0].work.parts[1]), len(seats[1].work.parts[0])]
+    payloads = [len(line.payload) for line in made]
+    assert traffic.sent == traffic.received == (sum(crossed) + sum(payloads) + sums) / 2
 
 
 def test_small_ones_go_whole() -> None:

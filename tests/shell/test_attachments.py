@@ -139,8 +139,21 @@ def test_what_is_about_to_be_given_back_is_still_known_in_parts(
     shelf.collect(9)
     assert shelf.read(whole) == DATA
     shelf.add_parts(9, [DATA[1:9], DATA[9:]])
+    store.commit([Write("sums", round_key(at) + bytes(34), bytes(40)) for at in (8, 9)])
     shelf.collect(9)
     assert not list(store.scan("parts"))
+    assert [key[:8] for key, _ in store.scan("sums")] == [round_key(9)]
+
+
+def test_what_lacks_a_part_is_not_there(tmp_path: Path, store: Store) -> None:
+    """P3: as little as a damaged one."""
+    shelf = Attachments(tmp_path, store)
+    made = shelf.add_parts(2, [DATA[:9], DATA[9:]])
+    whole = whole_of(made)
+    store.commit([Write("parts", whole.root, encode_attachments(made))])
+    shelf.files.remove(made[0].root)
+    assert shelf.read(whole) is None
+    assert shelf.read(made[1]) == DATA[9:]
 
 
 def test_attachments_are_served_before_snapshots(tmp_path: Path, store: Store) -> None:

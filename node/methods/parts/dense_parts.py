@@ -55,7 +55,7 @@ class Run:
 
 
 def runs(layout: DenseLayout, count: int) -> tuple[Run, ...]:
-    """At least one; empty ones are possible where there are fewer blocks."""
+    """Empty ones are possible where there are fewer blocks."""
     ends = list(accumulate(layout.sizes, initial=0))
     blocks = -(-ends[-1] // BLOCK)
     bounds = [min(ends[-1], blocks * number // count * BLOCK) for number in range(count)]
@@ -73,7 +73,7 @@ def decode_parts(layout: DenseLayout, data: bytes) -> list[DenseUpdate]:
     """
     if not data or data[0]:
         return [decode(layout, data)]
-    found = runs(layout, max(1, int.from_bytes(data[1:_HEAD_BYTES], "big")))
+    found = runs(layout, int.from_bytes(data[1:_HEAD_BYTES], "big"))
     bounds = list(accumulate((run.length for run in found), initial=0))
     if len(data) != bounds[-1]:
         raise ValueError(f"an update in {len(found)} parts has {bounds[-1]} bytes, not {len(data)}")
