@@ -255,6 +255,14 @@ class Scattering:
                 except RemoteError as error:
                     self._core.blame(author, error)
 
+    def again(self, author: PeerId, whole: Attachment) -> None:
+        """A contribution to the open round comes a second time. Who left an entry since may bring
+        something else; what came first counts here.
+        """
+        deal = self.open_deal()
+        if deal is not None and deal.wholes.get(author, whole) != whole:
+            deal.doubled.add(author)
+
     def settle(self, deal: Deal, author: PeerId, whole: Attachment) -> None:
         """An entry lists this. Whoever signed two different ones is believed the one that counts;
         while the round is open, none does.
@@ -283,7 +291,13 @@ class Scattering:
             return
         if known is not None and self._attachments.is_coming(known.root):
             return
-        check_part(deal.wholes[author], deal.count, number, message.part, message.path)
+        whole = deal.wholes[author]
+        try:
+            check_part(whole, deal.count, number, message.part, message.path)
+        except RemoteError:
+            if deal is not self.open_deal() or author in deal.doubled:
+                return  # of what it brought after it left an entry, and that is no fault
+            raise
         deal.parts[author, number] = message.part
         holders = dict.fromkeys((sender, author))
         self._attachments.want(

@@ -649,6 +649,27 @@ def test_parts_of_something_else_are_not_added_up() -> None:
     assert task.parts == (made[0],)
 
 
+def test_who_left_an_entry_may_bring_something_else() -> None:
+    """P6: it is no fault. What came first counts, as long as nothing else is listed."""
+    made = other_whole(LAST)
+    other = Part(*PLACE, LAST, 1, made[1], path_to(made, 1))
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    door.hear(LAST, other)
+    assert len(door.faults()) == 1, "nothing says that it is another whole"
+    door.hear(LAST, bring(START, LAST, whole_of(made)))
+    door.hear(LAST, other)
+    assert not door.faults()
+    assert not door.sent(BlobRequest)
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    door.hear(THIRD, Closed(entry_of(LAST)))
+    door.hear(LAST, other)
+    assert not door.faults(), "we do not know what others still have open"
+    assert not door.sent(BlobRequest)
+
+
 def test_while_a_round_is_open_no_list_counts_more_than_what_came() -> None:
     """Else two proposals would take each other's parts away."""
     door = Door(FIRST, P, MAJORITY)

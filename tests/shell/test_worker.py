@@ -26,6 +26,7 @@ from protocol.blobs import chunk_id, root_of
 from protocol.codec import CHUNK_BYTES
 from protocol.entries import Attachment
 from protocol.events import (
+    AddUp,
     Applied,
     Behind,
     Event,
@@ -37,10 +38,12 @@ from protocol.events import (
     Rebuild,
     Restore,
     StartWork,
+    Summed,
     WorkDone,
 )
 from protocol.ids import Hash, PeerId, RunId
 from protocol.ledger import Ledger, Mark
+from protocol.parts import SumName, whole_of
 from protocol.rules import Rules
 from protocol.snapshots import SnapshotAt
 from tests.machine.making import RUN, closed, entry, genesis, ids, judge
@@ -585,3 +588,30 @@ def test_what_lacks_is_told_and_waited_for(bench: Bench) -> None:
     bench.worker.proceed(Proceed())
     assert bench.wait_for(Applied) == Applied(ROUNDS + 1, head.hash, ROUNDS + 1)
     bench.wait_for(WorkDone)
+
+
+@pytest.mark.parametrize("bench", [50], indirect=True)
+def test_only_who_is_first_answers_for_a_sum(bench: Bench) -> None:
+    """P3: what rounding takes away is kept by one. A part that is gone is told."""
+    seen: list[tuple[int | None, int, list[bytes]]] = []
+
+    def add_up(round: RoundContext, number: int, contributions: Sequence[Contribution]) -> bytes:
+        seen.append((round.answers_for, number, [one.attachment for one in contributions]))
+        return b"sum"
+
+    method = bench.method
+    method.add_up = method.check_sum = method.merge_sums = add_up  # type: ignore[attr-defined]
+    part = bench.attachments.put(0, b"part")
+    one = closed(bench.marks[-1], ME, ME, whole_of((part,)))
+    name = SumName(one.hash, 0)
+    bench.worker.start()
+    for is_first in (True, False):
+        bench.worker.add_up(AddUp(name, one, (PeerId(ME),), (part,), is_first))
+    bench.worker.add_up(AddUp(name, one, (PeerId(ME),), (Attachment(name.entry, 9),), True))
+    assert bench.wait_until(lambda: len(bench.of(Summed)) == 3)
+    made, again, none = bench.of(Summed)
+    assert isinstance(made, Summed)
+    assert made.sum is not None
+    assert bench.attachments.read(made.sum) == b"sum"
+    assert (made, none) == (again, Summed(name, None))
+    assert seen == [(0, 0, [b"part"]), (None, 0, [b"part"])]
