@@ -34,8 +34,9 @@ from protocol.messages import (
     SumRequest,
 )
 from protocol.parts import SumName, whole_of
+from protocol.rounds import ranking
 from protocol.rules import Rules
-from tests.machine.making import Door, closed, judge
+from tests.machine.making import RUN, Door, closed, judge
 from tests.machine.test_scattering import (
     FIRST,
     LAST,
@@ -486,7 +487,7 @@ def test_what_was_waited_for_long_ago_is_forgotten() -> None:
     assert len(door.peer._gathering._waits) == 1
     for _ in range(3):
         entry = closed(door.mark, SECOND, SECOND, None)
-        ballot = 9
+        ballot = 4 + ranking(RUN, door.mark.round, door.mark.roster).index(SECOND)
         door.hear(SECOND, Propose(ballot, entry))
         accepted = door.peer._closing._round.accepted
         assert accepted is not None

@@ -36,6 +36,7 @@ from protocol.messages import (
 )
 from protocol.peer import Peer
 from protocol.restore import unlisted
+from protocol.rounds import ranking
 from tests.machine.making import (
     MAJORITY,
     RULES,
@@ -315,13 +316,24 @@ def test_a_second_proposal_under_one_ballot_is_refused() -> None:
     door = Door(ME, P[:3], MAJORITY)
     first = entry(door.mark, OTHER)
     second = entry(door.mark, OTHER, took_ms=1)
-    door.hear(OTHER, Propose(1, first))
+    ballot = 3 + ranking(RUN, 0, door.mark.roster).index(OTHER)
+    door.hear(OTHER, Propose(ballot, first))
     assert door.sent(Accepted)
-    door.hear(OTHER, Propose(1, second))
+    door.hear(OTHER, Propose(ballot, second))
     assert door.faults() == ["a second proposal under one ballot"]
-    door.hear(OTHER, Propose(1, first))
+    door.hear(OTHER, Propose(ballot, first))
     assert door.sent(Accepted), "the same again is answered again: the answer may have been lost"
     assert not door.of(Save), "but not written again"
+
+
+def test_a_proposal_under_our_own_ballot_is_nobody_else_s() -> None:
+    """P5: it would be passed on as if we had made it."""
+    door = Door(ME, P[:3], MAJORITY)
+    ballot = 3 + ranking(RUN, 0, door.mark.roster).index(ME)
+    door.hear(OTHER, Propose(ballot, entry(door.mark, OTHER)))
+    assert door.faults() == ["a proposal under our own ballot"]
+    assert not door.sent(Propose)
+    assert not door.sent(Accepted)
 
 
 @pytest.mark.parametrize("kind", ["propose", "commit", "contribute", "prepare"])
