@@ -44,6 +44,7 @@ from protocol.messages import (
     Sum,
     SumRequest,
 )
+from protocol.open_round import silent
 from protocol.parts import SumName, check_part, path_to, whole_of
 from protocol.peer import Saved
 from protocol.rounds import ranking
@@ -492,6 +493,24 @@ def test_who_could_list_nothing_does_not_close() -> None:
         door.hear(THIRD, PartsHeld(*PLACE, number, seats(SECOND)))
     sealed = [message.entry for _, message in door.sent(Closed)] or pass_time(door, 90_000, THIRD)
     assert authors_of(sealed[0]) == {SECOND}
+
+
+def test_what_the_dead_had_alone_is_not_closed_with() -> None:
+    """P4: what they sent before was long on its way."""
+    door = Door(FIRST, P, RULES)
+    while not {SECOND, LAST} <= door.peer.membership.down():
+        assert not pass_time(door, 500, THIRD)
+    assert not silent(door.peer._core, door.peer._closing._round)
+    for author in (THIRD, LAST):
+        contribute(door, author)
+        take(door, author, 0)
+    door.hear(SECOND, PartsHeld(*PLACE, 1, seats(THIRD, LAST)))
+    assert held(door) == {THIRD, LAST}
+    door.on(work(door))
+    door.hear(THIRD, PartsHeld(*PLACE, 0, seats(FIRST)))
+    door.hear(THIRD, PartsHeld(*PLACE, 1, seats(FIRST)))
+    (_, message), *_ = door.sent(Closed)
+    assert authors_of(message.entry) == {FIRST, THIRD}
 
 
 def test_the_closer_leaves_out_who_was_silent_with_what_it_brought() -> None:
