@@ -675,6 +675,7 @@ def test_who_left_an_entry_may_bring_something_else() -> None:
     door = Door(FIRST, P, RULES)
     contribute(door, LAST)
     take(door, LAST, 0)
+    contribute(door, LAST)  # once more
     door.hear(LAST, other)
     assert len(door.faults()) == 1, "nothing says that it is another whole"
     door.hear(LAST, bring(START, LAST, whole_of(made)))
