@@ -216,6 +216,24 @@ def test_what_nobody_sends_is_left_behind_with_its_entry() -> None:
     assert door.mark.hash == entry.hash, "until what it lists is here"
 
 
+def test_what_was_left_is_asked_for_again_where_the_chain_moved() -> None:
+    """P5: what was waited for before may have been given up. P6: so much is remembered of it."""
+    door = Door(LAST, P, ANY)
+    retreat, waits = door.peer._retreat, door.peer._attachments._waits
+    entry = closed(START, FIRST, SECOND, ONE)
+    for _ in range(2):
+        assert not retreat.reconsider(THIRD, entry, ())
+    assert len(waits) == 1
+    door.hear(SECOND, Closed(closed(START, SECOND, SECOND, None)))
+    for _ in range(2):
+        assert not retreat.reconsider(THIRD, entry, ())
+    assert len(door.peer._attachments._waits) == 2
+    for size in range(1, 70):
+        other = closed(START, FIRST, SECOND, Attachment(ONE.root, size))
+        retreat.reconsider(THIRD, other, ())
+    assert len(retreat._asked) == 64
+
+
 def test_our_own_seal_binds_us() -> None:
     """Another for the same round would be equivocation."""
     door = Door(LAST, P, ANY)

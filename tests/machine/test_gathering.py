@@ -280,6 +280,19 @@ def test_what_comes_after_we_added_up_ourselves_changes_nothing() -> None:
     assert knows(door, SumName(entry.hash, 0)) == GOOD
 
 
+def test_a_sum_that_we_made_under_another_name_is_here() -> None:
+    """Two parts that nobody moved come to the same bytes."""
+    door = Door(FIRST, P, RULES)
+    contribute(door, LAST)
+    take(door, LAST, 0)
+    entry = entry_of(LAST)
+    door.hear(THIRD, Closed(entry))
+    door.on(Summed(SumName(entry.hash, 0), GOOD))
+    door.hear(SECOND, Sum(entry.hash, 1, GOOD))
+    assert not door.sent(BlobRequest)
+    assert door.written("sums") == {sum_key(0, SumName(entry.hash, 1))}
+
+
 def test_a_sum_that_the_state_needs_comes_whatever_the_chain_does() -> None:
     """P3."""
     door = Door(THIRD, P, RULES)

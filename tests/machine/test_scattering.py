@@ -44,6 +44,7 @@ from protocol.messages import (
     Sum,
     SumRequest,
 )
+from protocol.open_round import silent
 from protocol.parts import SumName, check_part, path_to, whole_of
 from protocol.peer import Saved
 from protocol.rounds import ranking
@@ -494,6 +495,24 @@ def test_who_could_list_nothing_does_not_close() -> None:
     assert authors_of(sealed[0]) == {SECOND}
 
 
+def test_what_the_dead_had_alone_is_not_closed_with() -> None:
+    """P4: what they sent before was long on its way."""
+    door = Door(FIRST, P, RULES)
+    while not {SECOND, LAST} <= door.peer.membership.down():
+        assert not pass_time(door, 500, THIRD)
+    assert not silent(door.peer._core, door.peer._closing._round)
+    for author in (THIRD, LAST):
+        contribute(door, author)
+        take(door, author, 0)
+    door.hear(SECOND, PartsHeld(*PLACE, 1, seats(THIRD, LAST)))
+    assert held(door) == {THIRD, LAST}
+    door.on(work(door))
+    door.hear(THIRD, PartsHeld(*PLACE, 0, seats(FIRST)))
+    door.hear(THIRD, PartsHeld(*PLACE, 1, seats(FIRST)))
+    (_, message), *_ = door.sent(Closed)
+    assert authors_of(message.entry) == {FIRST, THIRD}
+
+
 def test_the_closer_leaves_out_who_was_silent_with_what_it_brought() -> None:
     """P4: and lists what others have of it."""
     for holder in (SECOND, THIRD):
@@ -656,6 +675,7 @@ def test_who_left_an_entry_may_bring_something_else() -> None:
     door = Door(FIRST, P, RULES)
     contribute(door, LAST)
     take(door, LAST, 0)
+    contribute(door, LAST)  # once more
     door.hear(LAST, other)
     assert len(door.faults()) == 1, "nothing says that it is another whole"
     door.hear(LAST, bring(START, LAST, whole_of(made)))

@@ -145,6 +145,26 @@ def test_what_is_about_to_be_given_back_is_still_known_in_parts(
     assert [key[:8] for key, _ in store.scan("sums")] == [round_key(9)]
 
 
+def test_parts_that_may_be_given_back_stay(tmp_path: Path, store: Store) -> None:
+    """P3."""
+    shelf = Attachments(tmp_path, store)
+    made = shelf.add_parts(2, [DATA[:9], DATA[9:]])
+    whole = whole_of(made)
+    mine = Contribute(2, bytes(8), 0, b"mine", None, None, None, whole, bytes(64))
+    store.commit(
+        [
+            Write("outbox", round_key(2), encode(mine)),
+            Write("parts", whole.root, encode_attachments(made)),
+        ]
+    )
+    shelf.add(3, DATA[5:])
+    shelf.collect(9)
+    assert shelf.read(whole) == DATA
+    store.commit([Write("outbox", round_key(2), None)])
+    shelf.collect(9)
+    assert shelf.read(whole) is None
+
+
 def test_what_lacks_a_part_is_not_there(tmp_path: Path, store: Store) -> None:
     """P3: as little as a damaged one."""
     shelf = Attachments(tmp_path, store)
