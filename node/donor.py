@@ -16,17 +16,15 @@ from node.attachments import Attachments
 from node.chunks import Blob, ChunkFiles
 from node.snapshots import Snapshots
 from protocol.codec import CHUNK_BYTES
-from protocol.events import (
-    BlobKept,
+from protocol.effects import (
     BlobKind,
-    BlobOpened,
-    Event,
     KeepBlob,
     OfferSum,
     OpenBlob,
     ServePieces,
     StorePiece,
 )
+from protocol.events import BlobKept, BlobOpened, Event
 from protocol.ids import Hash, PeerId
 from protocol.messages import Level, Message, Piece, PieceRefused
 

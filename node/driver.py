@@ -19,12 +19,9 @@ from node.ports import Worker
 from node.stats import Stats
 from node.telemetry import EventLog, Level
 from node.transport_zmq import Inbound, ZmqTransport
-from protocol.entries import Card
-from protocol.events import (
+from protocol.effects import (
     AddUp,
-    Applied,
     Apply,
-    Event,
     GiveBack,
     Halt,
     Hold,
@@ -32,15 +29,13 @@ from protocol.events import (
     Patch,
     Proceed,
     Rebuild,
-    Received,
     Restore,
     ServeMend,
     StartWork,
-    StopAsked,
     TakeChecks,
-    Tick,
-    WorkDone,
 )
+from protocol.entries import Card
+from protocol.events import Applied, Event, Received, StopAsked, Tick, WorkDone
 from protocol.ids import Millis, PeerId
 from protocol.peer import Peer
 

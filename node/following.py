@@ -13,19 +13,9 @@ from node.keeper import StateKeeper
 from node.ports import Disk
 from node.replica import LackingError, Place, Progress, Replica, is_on_chain, on_chain
 from node.snapshots import Record, Snapshots
+from protocol.effects import Apply, Note, Patch, Rebuild, Restore
 from protocol.entries import Attachment, Entry
-from protocol.events import (
-    Applied,
-    Apply,
-    Behind,
-    Event,
-    Note,
-    Patch,
-    Patched,
-    Rebuild,
-    Restore,
-    SumRefused,
-)
+from protocol.events import Applied, Behind, Event, Patched, SumRefused
 from protocol.ids import Hash, PeerId, RunId
 from protocol.ledger import round_key
 from protocol.messages import Message

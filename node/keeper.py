@@ -17,7 +17,8 @@ from node.snapshots import Snapshots
 from node.store import StoreError
 from protocol.blobs import chunk_id
 from protocol.codec import MENDED_MAX
-from protocol.events import ChecksTaken, Event, Note, ServeMend, TakeChecks
+from protocol.effects import Note, ServeMend, TakeChecks
+from protocol.events import ChecksTaken, Event
 from protocol.ids import PeerId
 from protocol.mending import CHECK_BYTES
 from protocol.messages import Mend, Message

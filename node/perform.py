@@ -16,7 +16,7 @@ from node.ports import (
     Worker,
 )
 from protocol.codec import encode
-from protocol.events import (
+from protocol.effects import (
     AddUp,
     Answer,
     Apply,

@@ -5,8 +5,7 @@ in what is behind.
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from protocol.entries import Card
-from protocol.events import (
+from protocol.effects import (
     AddUp,
     Answer,
     Apply,
@@ -30,6 +29,7 @@ from protocol.events import (
     TakeChecks,
     TryDial,
 )
+from protocol.entries import Card
 from protocol.ids import Hash, PeerId
 from protocol.ledger import Write
 

@@ -11,7 +11,8 @@ from typing import Final
 
 from node.curve import CurveKeys
 from node.dialback import dial
-from protocol.events import Answer, Ask, Dialled, EchoBack, Event, TryDial
+from protocol.effects import Answer, EchoBack, TryDial
+from protocol.events import Ask, Dialled, Event
 from protocol.ids import PeerId
 from protocol.messages import DialBack, DialledBack, Echo, Echoed
 

@@ -22,7 +22,7 @@ from node.ports import Disk
 from node.replica import Place, Replica
 from node.snapshots import Snapshots
 from node.store import StoreError
-from protocol.events import (
+from protocol.effects import (
     AddUp,
     Apply,
     GiveBack,
@@ -34,10 +34,9 @@ from protocol.events import (
     Restore,
     ServeMend,
     StartWork,
-    Summed,
     TakeChecks,
-    WorkDone,
 )
+from protocol.events import Summed, WorkDone
 from protocol.ids import Hash
 from protocol.parts import whole_of
 

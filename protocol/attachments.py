@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol.core import Core
+from protocol.effects import BlobKind, KeepBlob
 from protocol.entries import Attachment
-from protocol.events import BlobKept, BlobKind, KeepBlob
+from protocol.events import BlobKept
 from protocol.ids import Hash, Millis, PeerId
 from protocol.transfers import Transfers
 

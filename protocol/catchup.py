@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from protocol.core import Core
+from protocol.effects import ServeEntries
 from protocol.entries import Entry
 from protocol.errors import RemoteError
-from protocol.events import ServeEntries
 from protocol.ids import ID_BYTES, Hash, Millis, PeerId
 from protocol.ledger import Mark, Step, head_is_better
 from protocol.messages import Entries, EntriesRequest, Evidence, Head, Locator

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.core import Core
-from protocol.events import Answer, Ask, Dialled, EchoBack, TryDial
+from protocol.effects import Answer, EchoBack, TryDial
+from protocol.events import Ask, Dialled
 from protocol.ids import PeerId
 from protocol.messages import DialBack, DialledBack, Echo, Echoed
 from protocol.ration import ByteRations, Ration

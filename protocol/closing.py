@@ -13,6 +13,7 @@ from protocol.attachments import Attachments
 from protocol.ballots import Ballots
 from protocol.codec import encode, encode_attachments
 from protocol.core import Core
+from protocol.effects import GiveBack, StartWork
 from protocol.entries import (
     Attachment,
     Entry,
@@ -20,7 +21,7 @@ from protocol.entries import (
     contribution_bytes,
 )
 from protocol.errors import LocalError, RemoteError
-from protocol.events import GiveBack, StartWork, WorkDone
+from protocol.events import WorkDone
 from protocol.ids import Millis, PeerId
 from protocol.ledger import Write, round_key
 from protocol.messages import (

@@ -9,9 +9,9 @@ from typing import Final
 
 from protocol.codec import encode_card_list
 from protocol.dice import Dice
+from protocol.effects import Connect, Disconnect, Effect, Note, Save, Send
 from protocol.entries import Card
 from protocol.errors import RemoteError
-from protocol.events import Connect, Disconnect, Effect, Note, Save, Send
 from protocol.identity import Keys
 from protocol.ids import Millis, PeerId, RunId
 from protocol.ledger import Judge, Ledger, Mark, Write

@@ -15,15 +15,9 @@ from typing import Final
 
 from protocol.codec import CHUNK_BYTES
 from protocol.core import Core
+from protocol.effects import MoveStretch, OfferStretch, OpenExchange, TakeStretch
 from protocol.errors import RemoteError
-from protocol.events import (
-    Gathering,
-    MoveStretch,
-    Offering,
-    OfferStretch,
-    OpenExchange,
-    TakeStretch,
-)
+from protocol.events import Gathering, Offering
 from protocol.ids import Hash, PeerId
 from protocol.messages import Counted, Ready, StretchFrame, StretchRequest, Verdict
 

@@ -13,8 +13,9 @@ from typing import Final
 from protocol.attachments import Attachments
 from protocol.core import Core
 from protocol.deal import Deal
+from protocol.effects import AddUp, OfferSum
 from protocol.entries import Attachment, Entry
-from protocol.events import AddUp, OfferSum, Summed
+from protocol.events import Summed
 from protocol.ids import Hash, Millis, PeerId
 from protocol.ledger import Write, round_key
 from protocol.messages import PartRequest, Sum, SumRequest

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from protocol.attachments import Attachments
 from protocol.core import Core
+from protocol.effects import Proceed
 from protocol.entries import Entry
-from protocol.events import Behind, Proceed
+from protocol.events import Behind
 from protocol.gathering import Gathering
 from protocol.ids import Hash, Millis, PeerId
 from protocol.scattering import Scattering

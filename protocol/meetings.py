@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.core import Core
+from protocol.effects import CloseExchange, Members
 from protocol.errors import RemoteError
 from protocol.events import (
-    CloseExchange,
     Gathering,
     MeetAsked,
     MeetsAnyone,
-    Members,
     Moved,
     Offered,
     Offering,

@@ -9,9 +9,10 @@ one round is the same few chunks in the next, and a try that came too late is ma
 from typing import Any, Final
 
 from protocol.core import Core
+from protocol.effects import Patch, Rebuild, ServeMend, TakeChecks
 from protocol.entries import Entry
 from protocol.errors import RemoteError
-from protocol.events import ChecksTaken, Patch, Patched, Rebuild, ServeMend, TakeChecks
+from protocol.events import ChecksTaken, Patched
 from protocol.ids import Hash, PeerId
 from protocol.messages import Mend, MendRequest
 

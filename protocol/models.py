@@ -8,15 +8,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.core import Core
-from protocol.events import (
-    BlobKept,
-    BlobKind,
-    KeepBlob,
-    ModelFetched,
-    ModelTaken,
-    ModelWanted,
-    TakeModel,
-)
+from protocol.effects import BlobKind, KeepBlob, ModelFetched, TakeModel
+from protocol.events import BlobKept, ModelTaken, ModelWanted
 from protocol.ids import Hash, Millis, PeerId
 from protocol.messages import ModelHeld, ModelRequest
 from protocol.ration import Ration

@@ -20,23 +20,27 @@ from protocol.closing import Closing
 from protocol.core import Core
 from protocol.deal import PartKept
 from protocol.dice import Dice
+from protocol.effects import (
+    Apply,
+    Connect,
+    Disconnect,
+    Effect,
+    GiveBack,
+    Halt,
+    Rebuild,
+    StopWork,
+)
 from protocol.entries import Attachment, Card, Entry
 from protocol.errors import LocalError, RemoteError
 from protocol.events import (
     Applied,
-    Apply,
     Ask,
     Behind,
     BlobKept,
     BlobOpened,
     ChecksTaken,
-    Connect,
     Dialled,
-    Disconnect,
-    Effect,
     Event,
-    GiveBack,
-    Halt,
     MeetAsked,
     MeetsAnyone,
     ModelTaken,
@@ -46,12 +50,10 @@ from protocol.events import (
     Offered,
     Patched,
     Prepared,
-    Rebuild,
     Recalled,
     Received,
     Started,
     StopAsked,
-    StopWork,
     Summed,
     SumRefused,
     Tick,

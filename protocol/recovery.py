@@ -12,7 +12,8 @@ from typing import Final
 
 from protocol.blobs import Fetch
 from protocol.core import Core
-from protocol.events import Behind, Hold, Rebuild, Restore
+from protocol.effects import Hold, Rebuild, Restore
+from protocol.events import Behind
 from protocol.ids import Hash, Millis
 from protocol.ledger import Ledger
 from protocol.snapshots import SnapshotAt

@@ -7,8 +7,8 @@ from typing import Final, Protocol
 
 from protocol.codec import decode, decode_attachments, decode_card_list, decode_entry
 from protocol.deal import read_dealt
+from protocol.effects import GiveBack
 from protocol.entries import Attachment, Card, Entry
-from protocol.events import GiveBack
 from protocol.gathering import read_sum
 from protocol.ids import Hash
 from protocol.ledger import Mark, decode_mark, round_key

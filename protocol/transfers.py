@@ -10,16 +10,16 @@ from typing import Final
 
 from protocol.blobs import Bits, Fetch, chunk_count
 from protocol.core import Core
-from protocol.errors import RemoteError
-from protocol.events import (
+from protocol.effects import (
     BlobKind,
-    BlobOpened,
     DropBlob,
     OfferBlob,
     OpenBlob,
     ServePieces,
     StorePiece,
 )
+from protocol.errors import RemoteError
+from protocol.events import BlobOpened
 from protocol.ids import Hash, Millis, PeerId
 from protocol.messages import (
     BlobOffer,

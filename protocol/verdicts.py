@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.core import Core
+from protocol.effects import DropDoubts, ForgetDecision, MoveStretch
 from protocol.errors import RemoteError
-from protocol.events import DropDoubts, ForgetDecision, MoveStretch, Recalled
+from protocol.events import Recalled
 from protocol.exchanging import Session, pack, unpack
 from protocol.ids import Hash, PeerId
 from protocol.messages import Counted, Ready, Verdict

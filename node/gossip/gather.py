@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from node.errors import UserError
 from node.gossip.port import GossipPort
-from protocol.events import Event, ModelFetched, ModelWanted
+from protocol.effects import ModelFetched
+from protocol.events import Event, ModelWanted
 from protocol.ids import PeerId
 
 _WAIT_S: Final = 600.0

@@ -22,30 +22,32 @@ from node.gossip.pairings import Meeting, View, meetings, next_number, partners
 from node.gossip.party import Party
 from node.methods.ad_psgd_config import AdPsgdConfig
 from node.methods.parts.mixing import MODEL
-from protocol.entries import Attachment
-from protocol.events import (
+from protocol.effects import (
     CloseExchange,
     DropDoubts,
-    Event,
     ForgetDecision,
-    Gathering,
     Gossip,
-    MeetAsked,
-    MeetsAnyone,
     Members,
     ModelFetched,
+    MoveStretch,
+    Note,
+    OfferStretch,
+    OpenExchange,
+    TakeModel,
+    TakeStretch,
+)
+from protocol.entries import Attachment
+from protocol.events import (
+    Event,
+    Gathering,
+    MeetAsked,
+    MeetsAnyone,
     ModelTaken,
     ModelWanted,
     Moved,
-    MoveStretch,
-    Note,
     Offered,
     Offering,
-    OfferStretch,
-    OpenExchange,
     Prepared,
-    TakeModel,
-    TakeStretch,
 )
 from protocol.exchanging import unpack
 from protocol.ids import Hash, PeerId, RunId, short

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from protocol.events import Gossip, ModelFetched
+from protocol.effects import Gossip, ModelFetched
 from protocol.ids import PeerId
 
 if TYPE_CHECKING:

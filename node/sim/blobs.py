@@ -7,17 +7,15 @@ from dataclasses import dataclass, field
 
 from node.ports import Disk
 from protocol.blobs import Bits, chunk_count, chunk_id, chunk_length, page_id, pages_of, root_of
-from protocol.events import (
-    BlobKept,
+from protocol.effects import (
     BlobKind,
-    BlobOpened,
-    Event,
     KeepBlob,
     OfferSum,
     OpenBlob,
     ServePieces,
     StorePiece,
 )
+from protocol.events import BlobKept, BlobOpened, Event
 from protocol.ids import ID_BYTES, Hash, PeerId, digest
 from protocol.ledger import Write, round_key
 from protocol.messages import BlobOffer, Level, Message, Piece, PieceRefused

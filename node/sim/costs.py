@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from node.sim.network import FRAME_OVERHEAD_BYTES
 from node.sim.world import SimPeer, World
 from protocol.codec import encode, kind_of
-from protocol.events import Note
+from protocol.effects import Note
 from protocol.messages import Closed, Contribute
 from protocol.restore import entry_at
 

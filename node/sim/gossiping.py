@@ -15,29 +15,31 @@ import msgpack
 from node.gossip.pairings import Meeting, View, meetings, next_number
 from node.methods.parts.gossip_config import Kind
 from node.ports import Disk
-from protocol.events import (
+from protocol.effects import (
     CloseExchange,
-    Decision,
-    Doubt,
     DropDoubts,
-    Event,
     ForgetDecision,
-    Gathering,
     Gossip,
-    MeetAsked,
     Members,
     ModelFetched,
-    ModelTaken,
-    Moved,
     MoveStretch,
-    Offered,
-    Offering,
     OfferStretch,
     OpenExchange,
-    Prepared,
-    Recalled,
     TakeModel,
     TakeStretch,
+)
+from protocol.events import (
+    Decision,
+    Doubt,
+    Event,
+    Gathering,
+    MeetAsked,
+    ModelTaken,
+    Moved,
+    Offered,
+    Offering,
+    Prepared,
+    Recalled,
 )
 from protocol.exchanging import pack, unpack
 from protocol.ids import Hash, PeerId

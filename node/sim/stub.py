@@ -14,25 +14,27 @@ from dataclasses import dataclass, field, replace
 
 from node.ports import Disk
 from node.sim.blobs import STATE_BYTES, SimBlob, blob_of, keep_attachment
-from protocol.entries import Attachment, Entry
-from protocol.events import (
+from protocol.effects import (
     AddUp,
-    Applied,
     Apply,
-    Behind,
-    ChecksTaken,
-    Event,
     GiveBack,
     Hold,
     Patch,
-    Patched,
     Proceed,
     Rebuild,
     Restore,
     ServeMend,
     StartWork,
-    Summed,
     TakeChecks,
+)
+from protocol.entries import Attachment, Entry
+from protocol.events import (
+    Applied,
+    Behind,
+    ChecksTaken,
+    Event,
+    Patched,
+    Summed,
     WorkDone,
 )
 from protocol.gathering import read_sum, sum_key

@@ -19,8 +19,9 @@ from node.sim.gossiping import Gossiping, StubGossiper
 from node.sim.network import Link, Network
 from node.sim.stub import Commits, Payloads, Snapshots, StubWorker
 from protocol.codec import decode, encode
+from protocol.effects import Halt, Note
 from protocol.entries import Card, Token, card_bytes, token_bytes
-from protocol.events import Event, Halt, Note, Received, Started, StopAsked, Tick
+from protocol.events import Event, Received, Started, StopAsked, Tick
 from protocol.ids import Hash, Millis, PeerId, RunId, digest
 from protocol.ledger import Judge, Mark, Write
 from protocol.messages import Message

@@ -26,6 +26,7 @@ from node.sim.stub import Payloads
 from node.sim.world import SimPeer, StubKeys, World
 from protocol.codec import PARTS_MAX, decode, encode, encode_body
 from protocol.core import STRANGERS_MAX
+from protocol.effects import Effect, Save, Send
 from protocol.entries import (
     Admission,
     Attachment,
@@ -44,7 +45,7 @@ from protocol.entries import (
     token_bytes,
 )
 from protocol.errors import RemoteError
-from protocol.events import Applied, Effect, Event, MoveAsked, Received, Save, Send, Tick, WorkDone
+from protocol.events import Applied, Event, MoveAsked, Received, Tick, WorkDone
 from protocol.ids import Hash, Millis, PeerId
 from protocol.ledger import Mark, round_key
 from protocol.messages import (

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from node.sim.world import StubKeys
 from protocol.codec import decode, encode, encode_body
+from protocol.effects import Effect, Note, Save, Send
 from protocol.entries import (
     Admission,
     Attachment,
@@ -21,7 +22,7 @@ from protocol.entries import (
     leave_bytes,
     seal_bytes,
 )
-from protocol.events import Effect, Event, Note, Received, Save, Send, Started, WorkDone
+from protocol.events import Event, Received, Started, WorkDone
 from protocol.ids import Hash, Millis, PeerId, RunId, digest
 from protocol.invites import mint_token
 from protocol.ledger import Judge, Mark

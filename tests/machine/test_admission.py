@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from protocol.effects import Apply, Connect, Disconnect, Halt, StartWork
 from protocol.entries import Admission, Cause, Departure
-from protocol.events import Applied, Apply, Connect, Disconnect, Halt, StartWork, StopAsked, Tick
+from protocol.events import Applied, StopAsked, Tick
 from protocol.ids import Hash, Millis, PeerId, digest
 from protocol.messages import (
     Closed,

@@ -2,14 +2,9 @@
 
 from protocol.blobs import chunk_id, page_id, root_of
 from protocol.codec import CHUNK_BYTES
-from protocol.entries import Attachment, Entry
-from protocol.events import (
-    Applied,
+from protocol.effects import (
     Apply,
-    Behind,
-    BlobKept,
     BlobKind,
-    BlobOpened,
     DropBlob,
     GiveBack,
     Hold,
@@ -19,9 +14,9 @@ from protocol.events import (
     Proceed,
     Rebuild,
     StartWork,
-    Tick,
-    WorkDone,
 )
+from protocol.entries import Attachment, Entry
+from protocol.events import Applied, Behind, BlobKept, BlobOpened, Tick, WorkDone
 from protocol.ids import Hash, Millis, PeerId
 from protocol.messages import (
     Accepted,

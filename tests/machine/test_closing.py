@@ -7,8 +7,9 @@ import pytest
 
 from protocol.closing import OUTBOX_ROUNDS
 from protocol.codec import encode
+from protocol.effects import Apply, Effect, GiveBack, Save, Send, StartWork
 from protocol.entries import Admission, Entry
-from protocol.events import Apply, Effect, GiveBack, Save, Send, StartWork, Tick, WorkDone
+from protocol.events import Tick, WorkDone
 from protocol.ids import Hash, Millis, PeerId
 from protocol.ledger import round_key, seal_key
 from protocol.messages import (

@@ -4,17 +4,13 @@ import pytest
 
 from protocol.blobs import chunk_id, page_id, root_of
 from protocol.codec import CHUNK_BYTES
+from protocol.effects import AddUp, DropBlob, OfferSum, Proceed, Rebuild
 from protocol.entries import Attachment, Entry
 from protocol.events import (
-    AddUp,
     Applied,
     Behind,
     BlobKept,
     BlobOpened,
-    DropBlob,
-    OfferSum,
-    Proceed,
-    Rebuild,
     Summed,
     SumRefused,
     Tick,

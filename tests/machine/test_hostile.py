@@ -7,9 +7,10 @@ import pytest
 from node.sim.world import SimDisk, StubKeys
 from protocol.codec import FRAME_BYTES_MAX, GUEST_FRAME_BYTES_MAX, decode, encode
 from protocol.core import STRANGERS_MAX
+from protocol.effects import Apply, GiveBack, Save, ServeEntries, StartWork
 from protocol.entries import ENTRY_BYTES_MAX, Admission, Cause, Departure, Entry
 from protocol.errors import LocalError, RemoteError
-from protocol.events import Apply, GiveBack, Received, Save, ServeEntries, StartWork, Tick
+from protocol.events import Received, Tick
 from protocol.ids import Hash, Millis, PeerId, digest
 from protocol.ledger import Write, round_key
 from protocol.messages import (

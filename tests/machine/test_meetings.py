@@ -6,27 +6,29 @@ from dataclasses import replace
 import pytest
 
 from protocol.codec import CHUNK_BYTES
-from protocol.events import (
+from protocol.effects import (
     CloseExchange,
-    Decision,
-    Doubt,
     DropDoubts,
     Effect,
     ForgetDecision,
+    Members,
+    MoveStretch,
+    OfferStretch,
+    OpenExchange,
+    Send,
+    TakeStretch,
+)
+from protocol.events import (
+    Decision,
+    Doubt,
     Gathering,
     MeetAsked,
     MeetsAnyone,
-    Members,
     Moved,
-    MoveStretch,
     Offered,
     Offering,
-    OfferStretch,
-    OpenExchange,
     Prepared,
     Recalled,
-    Send,
-    TakeStretch,
     Tick,
 )
 from protocol.exchanging import pack, unpack

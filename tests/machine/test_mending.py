@@ -1,18 +1,9 @@
 """A replica that differs: found by its digest, and mended from one that agrees with most (P1)."""
 
 from protocol.codec import MENDED_MAX
+from protocol.effects import Effect, Note, Patch, Rebuild, ServeMend, TakeChecks
 from protocol.entries import Entry
-from protocol.events import (
-    Applied,
-    ChecksTaken,
-    Effect,
-    Note,
-    Patch,
-    Patched,
-    Rebuild,
-    ServeMend,
-    TakeChecks,
-)
+from protocol.events import Applied, ChecksTaken, Patched
 from protocol.ids import Hash, Millis, PeerId
 from protocol.messages import Closed, Mend, MendRequest
 from protocol.rounds import ranking

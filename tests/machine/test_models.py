@@ -1,18 +1,9 @@
 """A member's model is asked for, put on its disk, and fetched as a blob."""
 
 from protocol.blobs import chunk_id, pages_of, root_of
+from protocol.effects import KeepBlob, ModelFetched, OpenBlob, TakeModel
 from protocol.entries import Attachment
-from protocol.events import (
-    BlobKept,
-    BlobOpened,
-    KeepBlob,
-    ModelFetched,
-    ModelTaken,
-    ModelWanted,
-    OpenBlob,
-    TakeModel,
-    Tick,
-)
+from protocol.events import BlobKept, BlobOpened, ModelTaken, ModelWanted, Tick
 from protocol.ids import digest
 from protocol.messages import (
     BlobOffer,

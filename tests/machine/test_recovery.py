@@ -6,22 +6,18 @@ import pytest
 
 from protocol.blobs import Bits, page_id, root_of
 from protocol.codec import CHUNK_BYTES
-from protocol.entries import Body, Entry, Line
-from protocol.events import (
-    Applied,
-    Behind,
-    BlobOpened,
+from protocol.effects import (
     DropBlob,
     Effect,
-    Event,
     Hold,
     Note,
     OpenBlob,
     Rebuild,
     Restore,
     StorePiece,
-    Tick,
 )
+from protocol.entries import Body, Entry, Line
+from protocol.events import Applied, Behind, BlobOpened, Event, Tick
 from protocol.ids import Hash, Millis, PeerId
 from protocol.ledger import Ledger, Mark
 from protocol.messages import (

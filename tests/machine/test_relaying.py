@@ -7,7 +7,8 @@ import pytest
 
 from node.sim.world import StubKeys
 from protocol.codec import FILLER_BYTES_MAX, RELAYED_BYTES_MAX, decode, encode
-from protocol.events import Answer, Ask, Connect, Dialled, EchoBack, Send, Tick, TryDial
+from protocol.effects import Answer, Connect, EchoBack, Send, TryDial
+from protocol.events import Ask, Dialled, Tick
 from protocol.ids import Millis, PeerId
 from protocol.messages import (
     Ack,

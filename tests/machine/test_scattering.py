@@ -8,22 +8,10 @@ from hypothesis import strategies as st
 
 from protocol.blobs import Bits
 from protocol.deal import PartKept, read_dealt
+from protocol.effects import AddUp, GiveBack, Note, OfferSum, Save, Send
 from protocol.entries import Attachment, Entry
 from protocol.errors import LocalError, RemoteError
-from protocol.events import (
-    AddUp,
-    Behind,
-    BlobKept,
-    GiveBack,
-    Note,
-    OfferSum,
-    Save,
-    Send,
-    Summed,
-    SumRefused,
-    Tick,
-    WorkDone,
-)
+from protocol.events import Behind, BlobKept, Summed, SumRefused, Tick, WorkDone
 from protocol.gathering import sum_key
 from protocol.ids import Hash, Millis, PeerId, digest
 from protocol.ledger import Mark

@@ -14,8 +14,9 @@ from node.store import Store
 from node.swarm import Swarm
 from protocol.blobs import chunk_id, chunks_of, root_of
 from protocol.codec import CHUNK_BYTES, encode, encode_attachments
+from protocol.effects import BlobKind, KeepBlob, OpenBlob, ServePieces, StorePiece
 from protocol.entries import Attachment
-from protocol.events import BlobKept, BlobKind, Event, KeepBlob, OpenBlob, ServePieces, StorePiece
+from protocol.events import BlobKept, Event
 from protocol.gathering import sum_key
 from protocol.ids import Hash, PeerId
 from protocol.ledger import Write, round_key

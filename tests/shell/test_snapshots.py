@@ -21,16 +21,8 @@ from node.store import Store, StoreFull
 from node.stream import StateStream
 from protocol.blobs import chunk_count, chunk_id, pages_of
 from protocol.codec import CHUNK_BYTES
-from protocol.events import (
-    BlobKind,
-    BlobOpened,
-    ChecksTaken,
-    Event,
-    Note,
-    OpenBlob,
-    ServeMend,
-    ServePieces,
-)
+from protocol.effects import BlobKind, Note, OpenBlob, ServeMend, ServePieces
+from protocol.events import BlobOpened, ChecksTaken, Event
 from protocol.ids import Hash, PeerId
 from protocol.ledger import Write
 from protocol.messages import BlobOffer, Level, Mend, Message, Piece, PieceRefused
@@ -422,7 +414,7 @@ def test_damage_is_answered_with_what_differs(tmp_path: Path) -> None:
 
 
 def test_checks_are_of_one_place_or_none(shelf: Shelf) -> None:
-    from protocol.events import TakeChecks
+    from protocol.effects import TakeChecks
 
     keeper = shelf.keeper()
     keeper.take_checks(TakeChecks(*shelf.replica.place))

@@ -24,23 +24,18 @@ from node.stream import StateStream
 from node.worker import Trainer, TrainingWorker
 from protocol.blobs import chunk_id, root_of
 from protocol.codec import CHUNK_BYTES
-from protocol.entries import Attachment
-from protocol.events import (
+from protocol.effects import (
     AddUp,
-    Applied,
-    Behind,
-    Event,
     GiveBack,
     Hold,
     Patch,
-    Patched,
     Proceed,
     Rebuild,
     Restore,
     StartWork,
-    Summed,
-    WorkDone,
 )
+from protocol.entries import Attachment
+from protocol.events import Applied, Behind, Event, Patched, Summed, WorkDone
 from protocol.ids import Hash, PeerId, RunId
 from protocol.ledger import Ledger, Mark
 from protocol.parts import SumName, whole_of
