@@ -7,7 +7,7 @@ from enum import Enum
 
 from protocol.entries import Attachment, Card, Entry
 from protocol.events import (
-    Gathering,
+    Crew,
 )
 from protocol.ids import Hash, PeerId
 from protocol.ledger import Write
@@ -191,7 +191,7 @@ class OpenExchange:
 
     session: Hash
     number: int
-    gathering: Gathering
+    crew: Crew
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,7 @@ class CloseExchange:
     count.
     """
 
-    gathering: Gathering
+    crew: Crew
     number: int
     session: Hash | None  # None: it never began
     is_whole: bool

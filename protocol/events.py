@@ -155,7 +155,7 @@ class Patched:
 
 
 @dataclass(frozen=True, slots=True)
-class Gathering:
+class Crew:
     """A meeting that a peer comes to."""
 
     peers: tuple[PeerId, ...]  # in the meeting's order, us among them
@@ -179,7 +179,7 @@ class MeetAsked:
     """
 
     number: int
-    gatherings: tuple[Gathering, ...]
+    crews: tuple[Crew, ...]
     offering: Offering
     wait_ms: int  # how long others may let us wait, before and during it
 

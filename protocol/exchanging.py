@@ -17,7 +17,7 @@ from protocol.codec import CHUNK_BYTES
 from protocol.core import Core
 from protocol.effects import MoveStretch, OfferStretch, OpenExchange, TakeStretch
 from protocol.errors import RemoteError
-from protocol.events import Gathering, Offering
+from protocol.events import Crew, Offering
 from protocol.ids import Hash, PeerId
 from protocol.messages import Counted, Ready, StretchFrame, StretchRequest, Verdict
 
@@ -95,20 +95,20 @@ class Session:
         core: Core,
         name: Hash,
         number: int,
-        gathering: Gathering,
+        crew: Crew,
         offering: Offering,
         wait_ms: int,
     ) -> None:
-        self._core, self.name, self.number, self.gathering = core, name, number, gathering
+        self._core, self.name, self.number, self.crew = core, name, number, crew
         self._count = offering.stretches
         self._frames_max = -(-offering.stretch_bytes_max // CHUNK_BYTES)
         self._wait_ms = wait_ms
-        me, peers = core.me, gathering.peers
-        senders = peers[:1] if gathering.is_directed else peers
+        me, peers = core.me, crew.peers
+        senders = peers[:1] if crew.is_directed else peers
         self.others = tuple(peer for peer in peers if peer != me)
         self._sends = me in senders
         self._sources = tuple(peer for peer in senders if peer != me)
-        if gathering.is_directed and self._sends:
+        if crew.is_directed and self._sends:
             self._sources = ()
         self.decider = min(peers)
         self._under_way: dict[int, _Stretch] = {}
@@ -119,7 +119,7 @@ class Session:
         self._moved_ms = self._asked_ms = int(core.now)
         self.ends: str | None = None  # no stretch is decided any more, and why
         self._is_final = False  # the decider has said so
-        core.out.append(OpenExchange(name, number, gathering))
+        core.out.append(OpenExchange(name, number, crew))
         self._fill()
 
     # Reading

@@ -18,7 +18,7 @@ from protocol.core import Core
 from protocol.effects import CloseExchange, Members
 from protocol.errors import RemoteError
 from protocol.events import (
-    Gathering,
+    Crew,
     MeetAsked,
     MeetsAnyone,
     Moved,
@@ -51,10 +51,10 @@ _WHY: Final = {
 }
 
 
-def topic_of(run: RunId, number: int, view: bytes, gathering: Gathering) -> Hash:
+def topic_of(run: RunId, number: int, view: bytes, crew: Crew) -> Hash:
     """The same on all sides of a meeting, and on no side of another."""
-    kind = bytes([gathering.is_directed + 2 * gathering.is_asked])
-    return digest("meeting", run, number.to_bytes(8, "big"), view, kind, *gathering.peers)
+    kind = bytes([crew.is_directed + 2 * crew.is_asked])
+    return digest("meeting", run, number.to_bytes(8, "big"), view, kind, *crew.peers)
 
 
 def session_of(topic: Hash, epochs: Iterable[int]) -> Hash:
@@ -67,7 +67,7 @@ class _Waiting:
     """A meeting that not everybody has come to."""
 
     number: int
-    gathering: Gathering
+    crew: Crew
     offering: Offering
     wait_ms: int
     ends_ms: int
@@ -125,13 +125,13 @@ class Meetings:
         assert event.number > self._number, "each exchange is come to once"
         self._number = event.number
         self._held.clear()
-        for gathering in event.gatherings:
+        for crew in event.crews:
             ends_ms = core.now + event.wait_ms
             one = _Waiting(
-                event.number, gathering, event.offering, event.wait_ms, ends_ms, int(core.now)
+                event.number, crew, event.offering, event.wait_ms, ends_ms, int(core.now)
             )
             one.epochs[core.me] = self._epoch
-            topic = topic_of(core.run, event.number, event.offering.view, gathering)
+            topic = topic_of(core.run, event.number, event.offering.view, crew)
             self._waiting[topic] = one
         self.tick()
 
@@ -178,7 +178,7 @@ class Meetings:
                 self._give_up(topic, one, why)
             elif core.now >= one.knock_ms:
                 one.knock_ms = core.now + _KNOCK_MS
-                missing = [peer for peer in one.gathering.peers if peer not in one.epochs]
+                missing = [peer for peer in one.crew.peers if peer not in one.epochs]
                 core.send(missing, self._meet(topic, one, wants_reply=True))
         for session in list(self._sessions.values()):
             if any(self._is_gone(peer) for peer in session.others):
@@ -191,7 +191,7 @@ class Meetings:
         core = self._core
         if core.now >= one.ends_ms:
             return "the other side did not come in time"
-        for peer in one.gathering.peers:
+        for peer in one.crew.peers:
             if peer != core.me and self._is_gone(peer):
                 return "the other side is down"
             if peer != core.me and not core.can_fetch_from(peer):
@@ -210,7 +210,7 @@ class Meetings:
     def _closed(self, one: _Waiting, why: str) -> None:
         self._core.out.append(
             CloseExchange(
-                one.gathering,
+                one.crew,
                 one.number,
                 None,
                 is_whole=False,
@@ -228,7 +228,7 @@ class Meetings:
             del self._sessions[name]
             self._core.out.append(
                 CloseExchange(
-                    session.gathering,
+                    session.crew,
                     session.number,
                     name,
                     is_whole=session.is_whole,
@@ -245,19 +245,19 @@ class Meetings:
         return Meet(topic, one.number, one.offering.view, self._epoch, wants_reply)
 
     def _begin_if_all_here(self, topic: Hash, one: _Waiting) -> None:
-        if any(peer not in one.epochs for peer in one.gathering.peers):
+        if any(peer not in one.epochs for peer in one.crew.peers):
             return
         del self._waiting[topic]
         self._begin(topic, one)
 
     def _begin(self, topic: Hash, one: _Waiting) -> None:
         self._held.add(topic)
-        name = session_of(topic, (one.epochs[peer] for peer in one.gathering.peers))
+        name = session_of(topic, (one.epochs[peer] for peer in one.crew.peers))
         if self._verdicts.is_void(name):
             self._closed(one, "it was over before it began")
             return
         session = self._sessions[name] = Session(
-            self._core, name, one.number, one.gathering, one.offering, one.wait_ms
+            self._core, name, one.number, one.crew, one.offering, one.wait_ms
         )
         for peer in session.others:
             for request in self._early_requests.get(peer, ()):
@@ -274,7 +274,7 @@ class Meetings:
         core, topic = self._core, message.topic
         one = self._waiting.get(topic)
         self._ahead = max(self._ahead, message.number)
-        if one is not None and sender in one.gathering.peers:
+        if one is not None and sender in one.crew.peers:
             one.epochs[sender] = message.epoch
             if message.wants_reply:
                 core.send(sender, self._meet(topic, one, wants_reply=False))
@@ -294,15 +294,15 @@ class Meetings:
         for session in self._sessions.values():
             if session.number != message.number or sender not in session.others:
                 continue
-            topic = topic_of(core.run, session.number, message.view, session.gathering)
+            topic = topic_of(core.run, session.number, message.view, session.crew)
             if topic == message.topic:
                 meet = Meet(topic, session.number, message.view, self._epoch, wants_reply=False)
                 core.send(sender, meet)
                 return True
         return False
 
-    def _asked(self, sender: PeerId) -> Gathering:
-        return Gathering((sender, self._core.me), is_asked=True)
+    def _asked(self, sender: PeerId) -> Crew:
+        return Crew((sender, self._core.me), is_asked=True)
 
     def _on_asked(self, sender: PeerId, message: Meet) -> None:
         """Somebody wants an exchange with us that we do not know of."""
@@ -330,7 +330,7 @@ class Meetings:
 
     def _on_not_meeting(self, sender: PeerId, message: NotMeeting) -> None:
         one = self._waiting.get(message.topic)
-        if one is None or sender not in one.gathering.peers:
+        if one is None or sender not in one.crew.peers:
             return
         self._ahead = max(self._ahead, message.number)
         self._give_up(message.topic, one, _WHY[message.why])

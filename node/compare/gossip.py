@@ -20,7 +20,7 @@ from node.compare.timing import Clock
 from node.gossip.merge import merged, work_weights
 from node.gossip.pairings import View
 from node.gossip.party import Party, flatten
-from node.gossip.together import Gathering, hold, meetings_of
+from node.gossip.together import Together, hold, meetings_of
 from node.kernels import kernels_for
 from node.methods.parts.mixing import MODEL
 from node.methods.parts.setup import Setup
@@ -58,7 +58,7 @@ class Gossip:
     def close(self, round: int) -> Round:
         config, view = self._config, self._view
         work, merge = Clock(self._device), Clock(self._device)
-        early = Gathering(self.parties, meetings_of(config, view, round))
+        early = Together(self.parties, meetings_of(config, view, round))
         if config.kind is None:
             with merge.timed():
                 early.open()

@@ -38,8 +38,8 @@ from protocol.effects import (
 )
 from protocol.entries import Attachment
 from protocol.events import (
+    Crew,
     Event,
-    Gathering,
     MeetAsked,
     MeetsAnyone,
     ModelTaken,
@@ -108,7 +108,7 @@ class TrainingGossiper:
     _number: int = 0
     _ahead: int = 0
     _open: dict[Hash, Exchange] = field(default_factory=dict)
-    _expected: list[Gathering] = field(default_factory=list)  # asked for, and not over yet
+    _expected: list[Crew] = field(default_factory=list)  # asked for, and not over yet
     _outcome: CloseExchange | None = None
     _fetched: ModelFetched | None = None
     _sequence: int = 0
@@ -260,7 +260,7 @@ class TrainingGossiper:
         view = View.of(self.run, self._members)
         found = meetings(config.kind, view, self._number, config.meeting_size)
         mine = [
-            Gathering(tuple(map(PeerId, one.peers)), one.directed)
+            Crew(tuple(map(PeerId, one.peers)), one.directed)
             for one in found
             if self.me in one.peers
         ]
@@ -292,7 +292,7 @@ class TrainingGossiper:
         wanted = rules.deadline_floor_ms + round(_PATIENCE * 1000 * self._worked_s)
         return min(wanted, max(rules.deadline_floor_ms, rules.deadline_ceiling_ms))
 
-    def _ask(self, mine: list[Gathering], view: View) -> None:
+    def _ask(self, mine: list[Crew], view: View) -> None:
         """Come to these meetings, and stay until all are over."""
         self._expected = list(mine)
         asked = MeetAsked(self._number, tuple(mine), self._offering(view), self._wait_ms())
@@ -319,7 +319,7 @@ class TrainingGossiper:
             self._number += 1  # nobody compares it with its own
             self._method.tally.at(self._number)
             self._outcome = None
-            self._ask([Gathering((self.me, PeerId(other)), is_asked=True)], view)
+            self._ask([Crew((self.me, PeerId(other)), is_asked=True)], view)
             if self._outcome is not None and self._outcome.session is not None:
                 return
 
@@ -361,8 +361,8 @@ class TrainingGossiper:
             case Members():
                 self._members = wish.members
             case OpenExchange():
-                gathering = wish.gathering
-                meeting = Meeting(gathering.peers, gathering.is_directed, wish.number)
+                crew = wish.crew
+                meeting = Meeting(crew.peers, crew.is_directed, wish.number)
                 self._open[wish.session] = Exchange(self._party, self.me, meeting)
             case OfferStretch():
                 data = self._open[wish.session].offer(wish.stretch)
@@ -407,7 +407,7 @@ class TrainingGossiper:
         self.post(Moved(wish.session, wish.stretch))
 
     def _close(self, wish: CloseExchange) -> None:
-        tally, others = self._method.tally, [p for p in wish.gathering.peers if p != self.me]
+        tally, others = self._method.tally, [p for p in wish.crew.peers if p != self.me]
         self._ahead = max(self._ahead, wish.ahead)
         self._outcome = wish
         doubts = set(unpack(wish.doubts))
@@ -427,8 +427,8 @@ class TrainingGossiper:
             "why": wish.reason,
         }
         self.note(Note("info", "exchange", fields))
-        if wish.gathering in self._expected:
-            self._expected.remove(wish.gathering)
+        if wish.crew in self._expected:
+            self._expected.remove(wish.crew)
 
     # Whole models
 

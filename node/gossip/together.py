@@ -10,7 +10,7 @@ from node.methods.registry import AnyGossip
 
 
 @dataclass(slots=True)
-class Gathering:
+class Together:
     """Meetings that go on at the same time, between `open` and `finish`."""
 
     parties: Mapping[bytes, Party]
@@ -53,10 +53,10 @@ def _deliver(number: int, offers: Mapping[bytes, bytes], sides: Mapping[bytes, E
 
 def hold(parties: Mapping[bytes, Party], found: Sequence[Meeting]) -> int:
     """One round's meetings; bytes that all sent."""
-    gathering = Gathering(parties, found)
-    gathering.open()
-    gathering.finish()
-    return gathering.sent_bytes
+    together = Together(parties, found)
+    together.open()
+    together.finish()
+    return together.sent_bytes
 
 
 def meetings_of(config: AnyGossip, view: View, round: int, step: int = 0) -> list[Meeting]:

@@ -29,10 +29,10 @@ from protocol.effects import (
     TakeStretch,
 )
 from protocol.events import (
+    Crew,
     Decision,
     Doubt,
     Event,
-    Gathering,
     MeetAsked,
     ModelTaken,
     Moved,
@@ -108,8 +108,8 @@ class StubGossiper:
         self.held = held_on(disk) or Held(list(mass))
         self._members: tuple[PeerId, ...] = ()
         self._number = self._ahead = 0
-        self._open: list[Gathering] = []
-        self._sessions: dict[Hash, tuple[Gathering, dict[int, int]]] = {}
+        self._open: list[Crew] = []
+        self._sessions: dict[Hash, tuple[Crew, dict[int, int]]] = {}
         self.whole = self.broken = 0  # meetings
         later(0.0, self._recalled())
         call_later(self._pause(), self._arrive)
@@ -145,7 +145,7 @@ class StubGossiper:
         self._number = next_number(self._number, self._ahead)
         view = View.of(self._run, self._members)
         found = meetings(settings.kind, view, self._number, settings.group)
-        mine = [_gathering(one) for one in found if self._me in one.peers]
+        mine = [_crew(one) for one in found if self._me in one.peers]
         if not mine:
             self._call_later(self._pause(), self._arrive)
             return
@@ -159,7 +159,7 @@ class StubGossiper:
             case Members():
                 self._members = wish.members
             case OpenExchange():
-                self._sessions[wish.session] = wish.gathering, {}
+                self._sessions[wish.session] = wish.crew, {}
             case OfferStretch():
                 self._offer(wish)
             case TakeStretch():
@@ -180,19 +180,19 @@ class StubGossiper:
                 pass
 
     def _offer(self, wish: OfferStretch) -> None:
-        gathering, mine = self._sessions[wish.session]
+        crew, mine = self._sessions[wish.session]
         whole = self.held.mass[wish.stretch]
-        mine[wish.stretch] = whole // 2 if gathering.is_directed else whole
+        mine[wish.stretch] = whole // 2 if crew.is_directed else whole
         data = (mine[wish.stretch] + (1 << 62)).to_bytes(_BYTES, "big")
         self._later(1.0, Offered(wish.session, wish.stretch, data + bytes(self._settings.padding)))
 
     def _take(self, wish: TakeStretch) -> None:
-        gathering, mine = self._sessions[wish.session]
+        crew, mine = self._sessions[wish.session]
         offers = ((peer, int.from_bytes(data[:_BYTES], "big")) for peer, data in wish.offers)
         known = {peer: value - (1 << 62) for peer, value in offers}
         if wish.stretch in mine:
             known[self._me] = mine[wish.stretch]
-        delta = _delta(gathering, self._me, known)
+        delta = _delta(crew, self._me, known)
         if wish.decider == self._me:
             mine[wish.stretch] = delta
         else:
@@ -221,7 +221,7 @@ class StubGossiper:
         if wish.session is not None:
             self._sessions.pop(wish.session)
             self._drop(wish.session, keep=frozenset(unpack(wish.doubts)))
-        self._open.remove(wish.gathering)
+        self._open.remove(wish.crew)
         if not self._open:
             self._call_later(self._pause(), self._arrive)
 
@@ -236,17 +236,17 @@ class StubGossiper:
         self._disk.commit([Write("meta", _KEY, self.held.encode())])
 
 
-def _gathering(meeting: Meeting) -> Gathering:
-    return Gathering(tuple(map(PeerId, meeting.peers)), meeting.directed)
+def _crew(meeting: Meeting) -> Crew:
+    return Crew(tuple(map(PeerId, meeting.peers)), meeting.directed)
 
 
-def _delta(gathering: Gathering, me: PeerId, known: dict[PeerId, int]) -> int:
+def _delta(crew: Crew, me: PeerId, known: dict[PeerId, int]) -> int:
     """By what mine moves; over all sides these come to nothing."""
-    if gathering.is_directed:
-        sender = gathering.peers[0]
+    if crew.is_directed:
+        sender = crew.peers[0]
         return -known[sender] if me == sender else known[sender]
-    total, count = sum(known.values()), len(gathering.peers)
-    rest = gathering.peers.index(me) < total % count
+    total, count = sum(known.values()), len(crew.peers)
+    rest = crew.peers.index(me) < total % count
     return total // count + rest - known[me]
 
 

@@ -19,9 +19,9 @@ from protocol.effects import (
     TakeStretch,
 )
 from protocol.events import (
+    Crew,
     Decision,
     Doubt,
-    Gathering,
     MeetAsked,
     MeetsAnyone,
     Moved,
@@ -49,7 +49,7 @@ from tests.machine.making import RUN, Door, E, M, ids
 P = ids(4)
 VIEW = b"16 bytes of view"
 OFFERING = Offering(VIEW, 2, 3 * CHUNK_BYTES)
-PAIR = Gathering((P[0], P[1]))
+PAIR = Crew((P[0], P[1]))
 TOPIC = topic_of(RUN, 5, VIEW, PAIR)
 SESSION = session_of(TOPIC, (1, 1))
 
@@ -69,8 +69,8 @@ def door(me: int = 0) -> Door:
     return made
 
 
-def come(one: Door, number: int = 5, gathering: Gathering = PAIR) -> None:
-    one.on(MeetAsked(number, (gathering,), OFFERING, 2_000))
+def come(one: Door, number: int = 5, crew: Crew = PAIR) -> None:
+    one.on(MeetAsked(number, (crew,), OFFERING, 2_000))
 
 
 def begun(me: int = 0) -> Door:
@@ -295,11 +295,11 @@ def test_an_offer_that_cannot_be_read_ends_the_meeting() -> None:
 
 def test_one_that_only_sends_is_ready_once_it_is_asked() -> None:
     """Else it might be ready in a session that has not begun on the other side."""
-    gathering = Gathering((P[1], P[0]), is_directed=True)
-    topic = topic_of(RUN, 5, VIEW, gathering)
+    crew = Crew((P[1], P[0]), is_directed=True)
+    topic = topic_of(RUN, 5, VIEW, crew)
     session = session_of(topic, (1, 1))
     one = door(1)
-    come(one, gathering=gathering)
+    come(one, crew=crew)
     one.hear(P[0], Meet(topic, 5, VIEW, 1, wants_reply=False))
     one.on(Offered(session, 0, b"half"))
     assert not of(one.effects, TakeStretch)
@@ -309,7 +309,7 @@ def test_one_that_only_sends_is_ready_once_it_is_asked() -> None:
 
 
 def test_who_is_free_takes_part_in_one_exchange_that_it_is_asked_for() -> None:
-    asked = Gathering((P[1], P[0]), is_asked=True)
+    asked = Crew((P[1], P[0]), is_asked=True)
     topic = topic_of(RUN, 5, VIEW, asked)
     meet = Meet(topic, 5, VIEW, 1, wants_reply=True)
     one = door()
@@ -317,8 +317,8 @@ def test_who_is_free_takes_part_in_one_exchange_that_it_is_asked_for() -> None:
     assert sent(one.effects, P[1], NotMeeting) == [NotMeeting(topic, 0, Absence.BUSY)]
     one.on(MeetsAnyone(OFFERING, 2_000))
     one.hear(P[1], meet)
-    assert of(one.effects, OpenExchange)[0].gathering == asked
-    other = Gathering((P[2], P[0]), is_asked=True)
+    assert of(one.effects, OpenExchange)[0].crew == asked
+    other = Crew((P[2], P[0]), is_asked=True)
     again = Meet(topic_of(RUN, 1, VIEW, other), 1, VIEW, 1, wants_reply=True)
     one.hear(P[2], again)
     assert sent(one.effects, P[2], NotMeeting)[0].why is Absence.BUSY

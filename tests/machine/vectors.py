@@ -30,7 +30,7 @@ from protocol.entries import (
     seal_bytes,
     token_bytes,
 )
-from protocol.events import Gathering
+from protocol.events import Crew
 from protocol.identity import Identity
 from protocol.ids import RunId, digest, run_id
 from protocol.invites import Contact, Invite, encode_invite, mint_token
@@ -147,7 +147,7 @@ HEAD: Final = Head(12, 345, ENTRY.hash[:8])
 RUMORS: Final = (Rumor(TWO.peer, Health.SUSPECT, 3), Rumor(THREE.peer, Health.LEFT, 0))
 
 GATHERED: Final = digest("golden view of a meeting")[:16]
-MEETING: Final = Gathering((ONE.peer, TWO.peer))
+MEETING: Final = Crew((ONE.peer, TWO.peer))
 TOPIC: Final = topic_of(RUN, 77, GATHERED, MEETING)
 SESSION: Final = session_of(TOPIC, (7, 1))
 INSIDE: Final = encode(Nack(8))
