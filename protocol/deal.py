@@ -51,19 +51,22 @@ class Own:
     offered: list[list[PeerId]] = field(default_factory=list)  # to whom each went, in order
     sent_ms: list[int] = field(default_factory=list)  # when it was offered last
     moved_ms: list[int] = field(default_factory=list)  # or first to this one, or asked for
-    kept: set[int] = field(default_factory=set)  # that somebody else has on disk
+    still: list[int] = field(default_factory=list)  # that nobody else has on disk, ascending
 
     def __post_init__(self) -> None:
-        self.offered = [[] for _ in self.parts]
         self.sent_ms = [0 for _ in self.parts]
-        self.moved_ms = [0 for _ in self.parts]
+        self.begin_again()
 
     def begin_again(self) -> None:
         """Whoever has a part says so once more, and fetches nothing."""
-        self.kept.clear()
-        for number in range(len(self.parts)):
-            self.offered[number].clear()
-            self.moved_ms[number] = 0
+        self.still = list(range(len(self.parts)))
+        self.offered = [[] for _ in self.parts]
+        self.moved_ms = [0 for _ in self.parts]
+
+    def is_kept(self, number: int) -> None:
+        """By somebody else."""
+        if number in self.still:
+            self.still.remove(number)
 
     def is_unheard(self, number: int) -> bool:
         """Has nobody asked for it since it was offered?"""
@@ -92,6 +95,11 @@ class Deal:
     mine: Own | None = None
     is_news: bool = False  # something came that the collectors were not told of
     told_ms: int = 0
+
+    @property
+    def place(self) -> tuple[int, bytes]:
+        """As messages name the round: its number, and the tip before it."""
+        return self.mark.round, self.mark.hash[:8]
 
     def order(self, number: int) -> tuple[PeerId, ...]:
         """Who sums a part: the first of these that can."""
@@ -144,4 +152,5 @@ class Deal:
 
     def has_all(self, authors: Iterable[PeerId]) -> bool:
         """Of the parts that this peer sums, as far as it was offered any."""
-        return all(found.issuperset(authors) for found in self.held.values())
+        wanted = set(authors)
+        return all(found >= wanted for found in self.held.values())

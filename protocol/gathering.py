@@ -27,6 +27,7 @@ _AGAIN_MS: Final = 1_000  # a question may have been lost
 # come several times before the state is given up for lack of something.
 _PATIENCE_MS: Final = 4_000
 _STUCK_MS: Final = 12_000
+_NEVER: Final = 1 << 62
 _HELD_MAX: Final = 65_536
 _WANTED_MAX: Final = 8_192  # sums of which somebody is interested in, or that we are
 _ASKERS_MAX: Final = 4_096
@@ -69,6 +70,9 @@ class Gathering:
         self._held: dict[SumName, Attachment] = {}  # on disk, as far as we know
         self._wanted: dict[SumName, _Wanted] = {}
         self._waits: list[_Wait] = []
+        # Nothing is due before; None: not known. It is asked with every event, so it is looked for
+        # again only then, and where something may be due sooner than was known.
+        self._next_ms: int | None = None
         self._claimed: set[SumName] = set()  # lacking on the disk, while we believe otherwise
         scattering.came = self._part_came
         self._patience_ms = min(_PATIENCE_MS, core.rules.deadline_ceiling_ms // 4)
@@ -76,8 +80,10 @@ class Gathering:
 
     @property
     def wake_ms(self) -> Millis | None:
-        due = [at for one in self._wanted.values() if (at := self._due(one)) is not None]
-        return Millis(min(due)) if due else None
+        if self._next_ms is None:
+            due = [at for one in self._wanted.values() if (at := self._due(one)) is not None]
+            self._next_ms = min(due, default=_NEVER)
+        return None if self._next_ms == _NEVER else Millis(self._next_ms)
 
     # What is here
 
@@ -106,8 +112,7 @@ class Gathering:
         self._claimed.discard(name)
         wanted = self._wanted.pop(name, None)
         if wanted is not None:
-            key = sum_key(wanted.round, name)
-            core.save([Write("sums", key, sum.root + sum.size.to_bytes(8, "big"))])
+            core.save([sum_record(wanted.round, name, sum)])
             core.send(wanted.askers, Sum(name.entry, name.number, sum))
         for wait in self._waits:
             wait.missing.discard(name)
@@ -122,9 +127,7 @@ class Gathering:
         """`done` is called once all sums of an entry are on disk, which may be at once, or never.
         `seats`: the members of its round.
         """
-        names = self.names(entry, len(seats))
-        missing = [name for name in names if name not in self._held]
-        self._learn(entry, seats)
+        missing = self._missing_of(entry, seats)
         if not missing:
             done()
             return
@@ -133,9 +136,16 @@ class Gathering:
 
     def need(self, entry: Entry, seats: tuple[PeerId, ...]) -> None:
         """The state is about to merge this entry."""
-        self._learn(entry, seats)
-        missing = [name for name in self.names(entry, len(seats)) if name not in self._held]
-        self._want_all(missing, entry, seats)
+        self._want_all(self._missing_of(entry, seats), entry, seats)
+
+    def _missing_of(self, entry: Entry, seats: tuple[PeerId, ...]) -> tuple[SumName, ...]:
+        """Of its sums. What its lines attach is known from now on: parts may have come before."""
+        deal = self._scattering.deal_before(entry)
+        if deal is not None:
+            for line in entry.body.lines:
+                if line.attached is not None:
+                    self._scattering.settle(deal, seats[line.seat], line.attached)
+        return self.missing(self.names(entry, len(seats)))
 
     def _want_all(self, names: Iterable[SumName], entry: Entry, seats: tuple[PeerId, ...]) -> None:
         fresh: list[_Wanted] = []
@@ -149,15 +159,8 @@ class Gathering:
             self._add_up(wanted, is_asked=bool(wanted.askers))
 
     def _get(self, name: SumName, round: int) -> _Wanted:
+        self._next_ms = None
         return self._wanted.setdefault(name, _Wanted(name, round))
-
-    def _learn(self, entry: Entry, seats: tuple[PeerId, ...]) -> None:
-        """What its lines attach: parts of those may have come before."""
-        deal = self._scattering.deal_before(entry)
-        if deal is not None:
-            for line in entry.body.lines:
-                if line.attached is not None:
-                    self._scattering.settle(deal, seats[line.seat], line.attached)
 
     def lacking(self, names: Iterable[SumName], round: int) -> None:
         """The state cannot move on without them. One that we believe to be on disk may have come
@@ -197,40 +200,52 @@ class Gathering:
         return self._candidates(wanted)[:1] == (self._core.me,)
 
     def _ask(self, wanted: Iterable[_Wanted]) -> None:
-        """Each of the next who should have it; one message to each peer and entry."""
+        """Each of the next who should have it."""
+        turned = list(wanted)
+        for one in turned:
+            one.turn_ms = self._core.now
+            to = self._next(one)
+            if to is not None:
+                one.asked.append(to)
+        self._ask_again(turned)
+
+    def _next(self, one: _Wanted) -> PeerId | None:
+        """Whose turn it is: ours first, if it is ours to add up; should that take long, others may
+        have it. Of an old round nobody is more likely than another.
+        """
+        core, candidates = self._core, self._candidates(one)
+        if candidates[:1] == (core.me,) and not one.asked:
+            return core.me
+        others = [peer for peer in candidates if peer != core.me]
+        fresh = [peer for peer in others if peer not in one.asked]
+        if not fresh:
+            one.asked.clear()
+            one.doubted.clear()
+            if candidates[:1] == (core.me,):
+                return core.me
+            fresh = others
+        is_known = one.entry is not None and self._scattering.deal_before(one.entry) is not None
+        return next(iter(fresh if is_known else core.dice.pick(fresh)), None)
+
+    def _ask_again(self, wanted: Iterable[_Wanted]) -> None:
+        """Whose turn it is; one message to each peer and entry."""
         core = self._core
         asked: dict[tuple[PeerId, Hash], list[int]] = {}
         for one in wanted:
-            one.asked_ms = one.turn_ms = core.now
-            others = [peer for peer in self._candidates(one) if peer != core.me]
-            fresh = [peer for peer in others if peer not in one.asked]
-            if not fresh:
-                one.asked.clear()
-                one.doubted.clear()
-                fresh = others
-            is_known = one.entry is not None and self._scattering.deal_before(one.entry) is not None
-            if self._is_first(one) and not one.asked:
-                one.asked.append(core.me)  # we add it up; if that takes long, others may have it
-            elif fresh:
-                to = fresh[0] if is_known else core.dice.pick(fresh)[0]
-                one.asked.append(to)
-                asked.setdefault((to, one.name.entry), []).append(one.name.number)
-        self._send(asked)
-
-    def _ask_again(self, wanted: Iterable[_Wanted]) -> None:
-        """The same ones."""
-        asked: dict[tuple[PeerId, Hash], list[int]] = {}
-        for one in wanted:
-            one.asked_ms = self._core.now
-            if one.asked[-1] != self._core.me:
+            one.asked_ms = core.now
+            if one.asked and one.asked[-1] != core.me:
                 asked.setdefault((one.asked[-1], one.name.entry), []).append(one.name.number)
-        self._send(asked)
-
-    def _send(self, asked: dict[tuple[PeerId, Hash], list[int]]) -> None:
         for (to, entry), numbers in asked.items():
-            self._core.send(to, SumRequest(entry, tuple(numbers)))
+            core.send(to, SumRequest(entry, tuple(numbers)))
 
-    def on_sum_request(self, sender: PeerId, message: SumRequest) -> None:
+    def hear(self, sender: PeerId, message: SumRequest | Sum) -> None:
+        match message:
+            case SumRequest():
+                self._on_request(sender, message)
+            case Sum():
+                self._on_sum(sender, message)
+
+    def _on_request(self, sender: PeerId, message: SumRequest) -> None:
         core = self._core
         if not core.may_answer(sender):
             return
@@ -249,7 +264,7 @@ class Gathering:
                 wanted.askers[sender] = None
                 self._add_up(wanted, is_asked=True)
 
-    def on_sum(self, sender: PeerId, message: Sum) -> None:
+    def _on_sum(self, sender: PeerId, message: Sum) -> None:
         core, name = self._core, SumName(message.entry, message.number)
         known = self._held.get(name)
         wanted = self._wanted.get(name)
@@ -270,6 +285,7 @@ class Gathering:
             core.note("error", "sum-refused", peer=sender, bytes=size)
             return
         wanted.sum, wanted.source, wanted.named_ms = message.sum, sender, core.now
+        self._next_ms = None
 
         def done() -> None:
             if self._wanted.get(name) is wanted and wanted.sum == message.sum:
@@ -326,8 +342,7 @@ class Gathering:
         wanted.called_ms = core.now
         down = core.membership.down()
         up = [author for author in authors if author != core.me and author not in down]
-        place = deal.mark.round, deal.mark.hash[:8]
-        core.send(up, PartRequest(*place, wanted.name.number))
+        core.send(up, PartRequest(*deal.place, wanted.name.number))
 
     def summed(self, event: Summed) -> None:
         """By us; or a part is gone from the disk, and is fetched again of its author."""
@@ -376,6 +391,9 @@ class Gathering:
 
     def tick(self) -> None:
         now, down = self._core.now, self._core.membership.down()
+        if self.wake_ms is None or now < self.wake_ms:
+            return
+        self._next_ms = None
         same: list[_Wanted] = []
         again: list[_Wanted] = []
         for wanted in self._wanted.values():
@@ -401,6 +419,11 @@ class Gathering:
 def sum_key(round: int, name: SumName) -> bytes:
     """Of its record on disk: by round."""
     return round_key(round) + name.entry + name.number.to_bytes(2, "big")
+
+
+def sum_record(round: int, name: SumName, sum: Attachment) -> Write:
+    """What `read_sum` reads."""
+    return Write("sums", sum_key(round, name), sum.root + sum.size.to_bytes(8, "big"))
 
 
 def read_sum(key: bytes, raw: bytes) -> tuple[SumName, Attachment]:

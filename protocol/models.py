@@ -96,9 +96,16 @@ class Models:
     def _fail(self, peer: PeerId, sequence: int, why: str) -> None:
         self.core.out.append(ModelFetched(peer, sequence, 0, None, 0, 0, None, why))
 
+    def hear(self, sender: PeerId, message: ModelRequest | ModelHeld) -> None:
+        match message:
+            case ModelRequest():
+                self._on_request(sender, message)
+            case ModelHeld():
+                self._on_held(sender, message)
+
     # Somebody asks us
 
-    def on_request(self, sender: PeerId, message: ModelRequest) -> None:
+    def _on_request(self, sender: PeerId, message: ModelRequest) -> None:
         core = self.core
         if sender in core.head.roster and self._rations.take(sender, core.now):
             core.out.append(TakeModel(sender, message.sequence))
@@ -123,7 +130,7 @@ class Models:
 
     # Somebody answers
 
-    def on_held(self, sender: PeerId, message: ModelHeld) -> None:
+    def _on_held(self, sender: PeerId, message: ModelHeld) -> None:
         one = self._wanted.get((sender, message.sequence))
         if one is None or one.held is not None:
             return

@@ -578,16 +578,10 @@ class Peer:
                 self._transfers.on_piece(sender, message)
             case PieceRefused():
                 self._transfers.on_refused(sender, message)
-            case Part():
-                self._scattering.on_part(sender, message)
-            case PartsHeld():
-                self._scattering.on_parts_held(sender, message)
-            case PartRequest():
-                self._scattering.on_part_request(sender, message)
-            case SumRequest():
-                self._gathering.on_sum_request(sender, message)
-            case Sum():
-                self._gathering.on_sum(sender, message)
+            case Part() | PartsHeld() | PartRequest():
+                self._scattering.hear(sender, message)
+            case SumRequest() | Sum():
+                self._gathering.hear(sender, message)
             case (
                 Meet()
                 | NotMeeting()
@@ -598,10 +592,8 @@ class Peer:
                 | Counted()
             ):
                 self._meetings.hear(sender, message)
-            case ModelRequest():
-                self._models.on_request(sender, message)
-            case ModelHeld():
-                self._models.on_held(sender, message)
+            case ModelRequest() | ModelHeld():
+                self._models.hear(sender, message)
             case MendRequest():
                 self._mending.on_request(sender, message)
             case Mend():

@@ -68,7 +68,7 @@ class Scattering:
         early, self._early = self._early, {}
         for sender, messages in early.items():
             for message in messages:
-                self._hear_early(sender, message)
+                self._heed(sender, message)
 
     def _new_deal(self, mark: Mark, deadline_ms: int) -> Deal:
         core = self._core
@@ -132,14 +132,25 @@ class Scattering:
             deal.parts[me, number] = part
             deal.hold(me, number, me)
 
-    def _hear_early(self, sender: PeerId, message: Part | PartsHeld) -> None:
+    def _heed(self, sender: PeerId, message: Part | PartsHeld) -> None:
+        """What it said before we could understand it."""
         try:
-            if isinstance(message, Part):
-                self.on_part(sender, message)
-            else:
-                self.on_parts_held(sender, message)
+            self.hear(sender, message)
         except RemoteError as error:
             self._core.blame(sender, error)
+
+    def hear(self, sender: PeerId, message: Part | PartsHeld | PartRequest) -> None:
+        """Raises RemoteError for what is none of the sender's business, or does not fit."""
+        deal = self._find(sender, message)
+        if deal is None:
+            return
+        match message:
+            case Part():
+                self._on_part(deal, sender, message)
+            case PartsHeld():
+                self._on_parts_held(deal, sender, message)
+            case PartRequest():
+                self._on_part_request(deal, sender, message)
 
     def open_deal(self) -> Deal | None:
         """Of the open round; None where attachments are not dealt in parts."""
@@ -151,8 +162,8 @@ class Scattering:
 
     def _find(self, sender: PeerId, message: Part | PartsHeld | PartRequest) -> Deal | None:
         """The round that is meant, if we know it. Raises RemoteError for who is not in it."""
-        for (round, parent), deal in self._deals.items():
-            if (round, parent[:8]) == (message.round, message.tip):
+        for deal in self._deals.values():
+            if deal.place == (message.round, message.tip):
                 if sender not in deal.mark.roster or message.number >= deal.count:
                     raise RemoteError("of a part that is not there, or not this sender's business")
                 return deal
@@ -201,8 +212,7 @@ class Scattering:
         if deal is self.open_deal():
             core.send(to, own.message)  # later on the entry names the whole
         path = path_to(own.parts, number)
-        place = deal.mark.round, deal.mark.hash[:8]
-        core.send(to, Part(*place, core.me, number, part, path))
+        core.send(to, Part(*deal.place, core.me, number, part, path))
 
     def asked_for(self, root: Hash) -> None:
         """Somebody fetches this blob from us."""
@@ -210,9 +220,8 @@ class Scattering:
             if deal.mine is not None:
                 deal.mine.asked_for(root, self._core.now)
 
-    def on_part_request(self, sender: PeerId, message: PartRequest) -> None:
-        deal = self._find(sender, message)
-        if deal is not None and deal.mine is not None and self._core.may_answer(sender):
+    def _on_part_request(self, deal: Deal, sender: PeerId, message: PartRequest) -> None:
+        if deal.mine is not None and self._core.may_answer(sender):
             self._send_part(sender, deal, deal.mine, message.number)
 
     def _offer_ms(self, deal: Deal) -> int | None:
@@ -220,21 +229,22 @@ class Scattering:
         own = deal.mine
         if own is None:
             return None
-        still = [n for n in range(deal.count) if n not in own.kept]
-        due = [own.moved_ms[n] + _PATIENCE_MS for n in still]
-        due += [own.sent_ms[n] + _AGAIN_MS for n in still if own.offered[n] and own.is_unheard(n)]
-        return min([*due, deal.due_ms + _RENEW_MS])
+        due = [deal.due_ms + _RENEW_MS]
+        for number in own.still:
+            due.append(own.moved_ms[number] + _PATIENCE_MS)
+            if own.offered[number] and own.is_unheard(number):
+                due.append(own.sent_ms[number] + _AGAIN_MS)
+        return min(due)
 
     def _offer_again(self, deal: Deal, own: Own) -> None:
         core, down = self._core, self._core.membership.down()
         if core.now >= deal.due_ms + _RENEW_MS:
             deal.due_ms = core.now
             own.begin_again()  # who had them may have been restarted, and does not know it
-        for number, offered in enumerate(own.offered):
+        for number in own.still:
+            offered = own.offered[number]
             is_stuck = core.now >= own.moved_ms[number] + _PATIENCE_MS
             is_gone = bool(offered) and offered[-1] in down
-            if number in own.kept:
-                continue
             if is_stuck or is_gone or not offered:
                 self._pass_on(deal, own, number)
             elif own.is_unheard(number) and core.now >= own.sent_ms[number] + _AGAIN_MS:
@@ -250,10 +260,7 @@ class Scattering:
         for number in range(deal.count):
             message = deal.unproved.pop((author, number), None)
             if message is not None:
-                try:
-                    self._take(deal, author, message)
-                except RemoteError as error:
-                    self._core.blame(author, error)
+                self._heed(author, message)
 
     def again(self, author: PeerId, whole: Attachment) -> None:
         """A contribution to the open round comes a second time. Who left an entry since may bring
@@ -272,10 +279,7 @@ class Scattering:
             del deal.wholes[author]
         self.introduce(deal, author, whole)
 
-    def on_part(self, sender: PeerId, message: Part) -> None:
-        deal = self._find(sender, message)
-        if deal is None:
-            return
+    def _on_part(self, deal: Deal, sender: PeerId, message: Part) -> None:
         if message.author not in deal.mark.roster:
             raise RemoteError("a stranger's part")
         if message.author in deal.wholes:
@@ -329,8 +333,7 @@ class Scattering:
 
     def _tell(self, to: PeerId, deal: Deal, number: int) -> None:
         if to != self._core.me:
-            place = deal.mark.round, deal.mark.hash[:8]
-            self._core.send(to, PartsHeld(*place, number, deal.seats_held(number)))
+            self._core.send(to, PartsHeld(*deal.place, number, deal.seats_held(number)))
 
     def tell(self, to: PeerId) -> None:
         """Somebody may have to close the open round."""
@@ -346,14 +349,17 @@ class Scattering:
         return deal.told_ms + (_TELL_MS if deal.is_news else _REPEAT_MS)
 
     def _tell_collectors(self, deal: Deal) -> None:
-        due, now = self._tell_ms(deal), self._core.now
+        core, due = self._core, self._tell_ms(deal)
         if due is None:
             return
-        alive = set(self._core.membership.alive()) & set(deal.mark.roster.members)
-        if now >= due or (deal.is_news and deal.has_all(alive)):
-            deal.is_news, deal.told_ms = False, now
-            for collector in self._core.collectors():
+        if core.now >= due or (deal.is_news and self._has_all(deal)):
+            deal.is_news, deal.told_ms = False, core.now
+            for collector in core.collectors():
                 self.tell(collector)
+
+    def _has_all(self, deal: Deal) -> bool:
+        """Nobody who is up owes us a part that we were offered any of."""
+        return deal.has_all(p for p in self._core.membership.alive() if p in deal.mark.roster)
 
     # Collectors
 
@@ -362,14 +368,11 @@ class Scattering:
         deal.waiting[author] = done
         self._conclude(deal)
 
-    def on_parts_held(self, sender: PeerId, message: PartsHeld) -> None:
-        deal = self._find(sender, message)
-        if deal is None:
-            return
+    def _on_parts_held(self, deal: Deal, sender: PeerId, message: PartsHeld) -> None:
         seats = Bits(len(deal.mark.roster), message.seats)
         mine = deal.mark.roster.seat(self._core.me)
         if deal.mine is not None and mine is not None and mine in seats:
-            deal.mine.kept.add(message.number)
+            deal.mine.is_kept(message.number)
         told = deal.told.setdefault(message.number, {})
         if told.get(sender) == message.seats:
             return

@@ -17,7 +17,7 @@ from protocol.codec import CHUNK_BYTES, encode, encode_attachments
 from protocol.effects import BlobKind, KeepBlob, OpenBlob, ServePieces, StorePiece
 from protocol.entries import Attachment
 from protocol.events import BlobKept, Event
-from protocol.gathering import sum_key
+from protocol.gathering import sum_record
 from protocol.ids import Hash, PeerId
 from protocol.ledger import Write, round_key
 from protocol.messages import Contribute, Level, Message, Piece
@@ -112,8 +112,7 @@ def test_parts_are_one_attachment_and_go_with_it(tmp_path: Path, store: Store) -
     store.commit([Write("parts", whole.root, encode_attachments(made))])
     name = SumName(Hash(bytes(32)), 1)
     sum = shelf.put(2, DATA[:50])
-    record = sum.root + sum.size.to_bytes(8, "big")
-    store.commit([Write("sums", sum_key(2, name), record)])
+    store.commit([sum_record(2, name, sum)])
     assert shelf.read(whole) == DATA[:30]
     assert AttachmentReader(tmp_path, store).read(whole) == DATA[:30]
     assert shelf.sum(2, name) == AttachmentReader(tmp_path, store).sum(2, name) == sum
