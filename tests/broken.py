@@ -261,7 +261,7 @@ _P3_SUMS: Final[_Rows] = (
         "protocol/gathering.py",
         "        self._waits.append(_Wait(entry.round, set(missing), done))",
         "        done()",
-        _MACHINE + "test_scattering.py::test_most_accept_only_what_they_could_merge",
+        _MACHINE + "test_sums.py::test_most_accept_only_what_they_could_merge",
     ),
 )
 
@@ -325,7 +325,7 @@ _P4: Final[_Rows] = (
         "protocol/gathering.py",
         "        elif lacking and (is_asked or self._is_first(wanted)):",
         "        elif lacking and self._is_first(wanted):",
-        _MACHINE + "test_scattering.py::test_the_next_calls_for_parts_and_adds_up_when_asked",
+        _MACHINE + "test_sums.py::test_the_next_calls_for_parts_and_adds_up_when_asked",
     ),
     (
         "Deputies never take over from a silent closer.",
@@ -443,14 +443,14 @@ _P6: Final[_Rows] = (
         "protocol/gathering.py",
         "        if not 1 <= size <= core.rules.attachment_bytes_max:",
         "        if not size:",
-        _MACHINE + "test_scattering.py::test_a_sum_of_an_impossible_size_is_not_fetched",
+        _MACHINE + "test_sums.py::test_a_sum_of_an_impossible_size_is_not_fetched",
     ),
     (
         "What was no sum is taken for one again.",
         "protocol/gathering.py",
         "            wanted.barred.add(known.root)",
         "            pass",
-        _MACHINE + "test_scattering.py::test_a_sum_that_was_refused_is_fetched_of_another",
+        _MACHINE + "test_sums.py::test_a_sum_that_was_refused_is_fetched_of_another",
     ),
     (
         "Lists on the wire may be as long as they like.",

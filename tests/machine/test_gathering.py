@@ -32,8 +32,7 @@ from protocol.messages import (
 from protocol.parts import SumName, whole_of
 from protocol.rounds import ranking
 from protocol.rules import Rules
-from tests.machine.making import RUN, Door, closed, judge
-from tests.machine.test_scattering import (
+from tests.machine.dealing import (
     FIRST,
     LAST,
     MAJORITY,
@@ -48,6 +47,7 @@ from tests.machine.test_scattering import (
     parts,
     take,
 )
+from tests.machine.making import RUN, Door, closed, judge
 
 CHUNKS = (b"a" * CHUNK_BYTES, b"b" * 9)
 NAMES = b"".join(map(chunk_id, CHUNKS))

@@ -1,25 +1,21 @@
-"""Attachments in parts: names, and what one peer does about them, seen from its door."""
+"""Parts on their way before a round closes, seen from the door of one peer."""
 
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from protocol.blobs import Bits
 from protocol.deal import PartKept, read_dealt
-from protocol.effects import AddUp, GiveBack, Note, OfferSum, Save, Send
+from protocol.effects import AddUp, GiveBack, Save, Send
 from protocol.entries import Attachment, Entry
-from protocol.errors import LocalError, RemoteError
-from protocol.events import Behind, BlobKept, Summed, SumRefused, Tick, WorkDone
+from protocol.errors import LocalError
+from protocol.events import Behind, BlobKept, Tick
 from protocol.gathering import sum_key
 from protocol.ids import Hash, Millis, PeerId, digest
 from protocol.ledger import Mark
 from protocol.messages import (
-    Accepted,
     BlobRequest,
     Closed,
-    Commit,
     Contribute,
     Level,
     Part,
@@ -33,92 +29,31 @@ from protocol.messages import (
     SumRequest,
 )
 from protocol.open_round import silent
-from protocol.parts import SumName, check_part, path_to, whole_of
+from protocol.parts import SumName, path_to, whole_of
 from protocol.peer import Saved
 from protocol.rounds import ranking
-from protocol.rules import Quorum, Rules
-from tests.machine.making import RUN, Door, bring, card, closed, genesis, ids, judge
-
-P = ids(4)
-START = genesis(P)
-RANKED = ranking(RUN, 0, START.roster)
-FIRST, SECOND, THIRD, LAST = RANKED
-RULES = Rules(attachment_bytes_max=1_000, parts_max=2)
-MAJORITY = replace(RULES, quorum=Quorum.MAJORITY)
-PLACE = 0, START.hash[:8]
-
-
-def part(author: PeerId, number: int) -> Attachment:
-    return Attachment(digest("part of a test", author, bytes([number])), 10 + number)
-
-
-def parts(author: PeerId) -> tuple[Attachment, ...]:
-    return part(author, 0), part(author, 1)
-
-
-def named(author: PeerId, number: int) -> Part:
-    return Part(*PLACE, author, number, part(author, number), path_to(parts(author), number))
-
-
-def seats(*authors: PeerId) -> bytes:
-    bits = Bits(4)
-    for author in authors:
-        seat = START.roster.seat(author)
-        assert seat is not None
-        bits.add(seat)
-    return bits.encode()
-
-
-def work(door: Door) -> WorkDone:
-    whole = whole_of(parts(door.me))
-    return WorkDone(0, START.hash, 7, b"8 bytes!", 1.5, None, None, whole, parts(door.me))
-
-
-def contribute(door: Door, author: PeerId) -> None:
-    door.hear(author, bring(START, author, whole_of(parts(author))))
-
-
-def take(door: Door, author: PeerId, number: int) -> None:
-    """`author` hands over a part, and the disk keeps it."""
-    door.hear(author, named(author, number))
-    door.peer._transfers._orders.pop(part(author, number).root)
-    door.on(BlobKept(part(author, number).root, is_here=True))
-
-
-def held(door: Door) -> set[PeerId]:
-    return set(door.peer._closing._round.held)
-
-
-# Names
-
-
-@given(st.integers(1, 40), st.data())
-def test_a_part_belongs_to_one_place_of_one_whole(count: int, data: st.DataObject) -> None:
-    made = [Attachment(digest("a part", bytes([n])), 1 + n) for n in range(count)]
-    whole, number = whole_of(made), data.draw(st.integers(0, count - 1))
-    path = path_to(made, number)
-    check_part(whole, count, number, made[number], path)
-    assert len(path) <= 6
-    for bad in (
-        (whole, count, number, made[number], (*path, whole.root)),
-        (whole, count, number, replace(made[number], size=made[number].size + 1), path),
-        (whole, count, number, replace(made[number], root=Hash(bytes(32))), path),
-        (whole, count, number + 1, made[number], path),
-        (replace(whole, root=Hash(bytes(32))), count, number, made[number], path),
-        *([(whole, count, number, made[number], path[:-1])] if path else []),
-    ):
-        with pytest.raises(RemoteError):
-            check_part(*bad)
-
-
-def test_a_size_beyond_the_whole_is_refused() -> None:
-    made = (Attachment(Hash(bytes(32)), 5), Attachment(Hash(bytes(32)), 0))
-    whole = whole_of(made)
-    with pytest.raises(RemoteError, match="of 0 bytes"):
-        check_part(whole, 2, 1, made[1], path_to(made, 1))
-    with pytest.raises(RemoteError, match="of 6 bytes"):
-        check_part(whole, 2, 0, replace(made[0], size=6), path_to(made, 0))
-
+from tests.machine.dealing import (
+    FIRST,
+    LAST,
+    MAJORITY,
+    PLACE,
+    RULES,
+    SECOND,
+    START,
+    THIRD,
+    P,
+    contribute,
+    entry_of,
+    held,
+    hide,
+    named,
+    part,
+    parts,
+    seats,
+    take,
+    work,
+)
+from tests.machine.making import RUN, Door, bring, closed, genesis, ids, judge
 
 # Authors
 
@@ -190,12 +125,6 @@ def test_who_goes_down_is_waited_for_no_longer() -> None:
         door.on(Tick())
         assert door.now < 60_000
     assert [to[0] for to, m in door.sent(Part) if m.number == 0] == [SECOND]
-
-
-def hide(door: Door, *peers: PeerId) -> None:
-    """Nobody can dial these."""
-    for peer in peers:
-        door.peer._core.cards[peer] = card(peer, 2, ())
 
 
 def test_who_cannot_be_reached_is_offered_nothing() -> None:
@@ -838,182 +767,3 @@ def test_a_stranger_has_no_say() -> None:
         door.hear(PeerId(digest("a stranger")), message)
         assert len(door.faults()) == 1
     assert held(door) == set()
-
-
-# Sums
-
-
-def test_a_stranger_raises_no_alarm() -> None:
-    """P7: two sums of one name mean that a member is broken, so both have to be members'."""
-    door = Door(FIRST, P, RULES)
-    contribute(door, LAST)
-    take(door, LAST, 0)
-    entry = entry_of(LAST)
-    door.hear(THIRD, Closed(entry))
-    door.on(Summed(SumName(entry.hash, 0), Attachment(digest("a sum"), 10)))
-    other = Sum(entry.hash, 0, Attachment(digest("another sum"), 10))
-    door.hear(PeerId(digest("a stranger")), other)
-    assert not door.of(Note)
-    door.hear(SECOND, other)
-    assert [note.event for note in door.of(Note)] == ["sums-differ"]
-
-
-def test_a_part_that_is_gone_is_fetched_again() -> None:
-    """P3: the disk damaged it since; its author has it."""
-    door = Door(FIRST, P, RULES)
-    contribute(door, LAST)
-    take(door, LAST, 0)
-    entry = entry_of(LAST)
-    door.hear(THIRD, Closed(entry))
-    assert door.of(AddUp)
-    door.on(Summed(SumName(entry.hash, 0), None))
-    door.now = 5_000
-    door.on(Tick())
-    assert [to[0] for to, _ in door.sent(PartRequest)] == [LAST]
-    take(door, LAST, 0)
-    assert [task.parts for task in door.of(AddUp)] == [(part(LAST, 0),)]
-
-
-def test_a_proposal_that_comes_again_is_waited_for_once() -> None:
-    """P6: whoever repeats it makes us remember nothing."""
-    door = Door(THIRD, P, MAJORITY)
-    entry = closed(START, FIRST, LAST, whole_of(parts(LAST)))
-    for sender in (FIRST, SECOND, FIRST, FIRST):
-        door.hear(sender, Propose(0, entry))
-    assert len(door.peer._gathering._waits) == 1
-
-
-def entry_of(author: PeerId) -> Entry:
-    return closed(START, THIRD, author, whole_of(parts(author)))
-
-
-def test_who_is_first_adds_up_and_tells_who_asks() -> None:
-    door = Door(FIRST, P, RULES)
-    contribute(door, LAST)
-    take(door, LAST, 0)
-    entry = entry_of(LAST)
-    name = SumName(entry.hash, 0)
-    door.hear(THIRD, SumRequest(entry.hash, (0,)))
-    door.hear(THIRD, Closed(entry))
-    (task,) = door.of(AddUp)
-    assert (task.name, task.parts, task.is_first) == (name, (part(LAST, 0),), True)
-    asked = [(to[0], message.numbers) for to, message in door.sent(SumRequest)]
-    assert asked == [(SECOND, (1,))], "the other one, of who adds that up"
-    made = Attachment(digest("a sum"), 10)
-    door.on(Summed(name, made))
-    assert door.written("sums")
-    assert [(to[0], m.sum) for to, m in door.sent(Sum)] == [(THIRD, made)]
-    door.hear(LAST, SumRequest(entry.hash, (0,)))
-    assert [task.to for task in door.of(OfferSum)] == [LAST]
-
-
-def test_the_next_calls_for_parts_and_adds_up_when_asked() -> None:
-    """P4: the first is silent. Whoever asks another has waited for it."""
-    door = Door(SECOND, P, RULES)
-    entry = entry_of(LAST)
-    door.hear(THIRD, Closed(entry))
-    assert [(to[0], m.numbers) for to, m in door.sent(SumRequest)] == [(FIRST, (0,))]
-    called = [(to[0], message.number) for to, message in door.sent(PartRequest)]
-    assert called == [(LAST, 1)], "its own it calls for"
-    door.hear(THIRD, SumRequest(entry.hash, (0,)))
-    assert [(to[0], message.number) for to, message in door.sent(PartRequest)] == [(LAST, 0)]
-    take(door, LAST, 0)
-    (task,) = door.of(AddUp)
-    assert (task.name.number, task.is_first) == (0, False)
-
-
-def test_answers_are_rationed() -> None:
-    """P6."""
-    door = Door(LAST, P, RULES)
-    door.on(work(door))
-    door.hear(FIRST, Closed(entry_of(LAST)))
-    answers = 0
-    for _ in range(40):
-        door.hear(THIRD, PartRequest(*PLACE, 1))
-        answers += len(door.sent(Part))
-    assert answers == 32
-
-
-def test_an_author_answers_a_call() -> None:
-    door = Door(LAST, P, RULES)
-    door.on(work(door))
-    door.sent(Part)
-    door.hear(THIRD, PartRequest(*PLACE, 1))
-    assert [(to[0], m.number, m.part) for to, m in door.sent(Part)] == [(THIRD, 1, part(LAST, 1))]
-
-
-def test_a_sum_that_was_refused_is_fetched_of_another() -> None:
-    """P6: and never again under that name."""
-    door = Door(LAST, P, RULES)
-    entry = entry_of(THIRD)
-    door.hear(THIRD, Closed(entry))
-    name, bad = SumName(entry.hash, 0), Attachment(digest("no sum"), 10)
-    door.hear(FIRST, Sum(entry.hash, 0, bad))
-    door.peer._transfers._orders.pop(bad.root)
-    door.on(BlobKept(bad.root, is_here=True))
-    assert door.peer._gathering.holds([name])
-    door.sent(SumRequest)
-    door.on(SumRefused(name, 0))
-    assert not door.peer._gathering.holds([name])
-    (asked,) = {to[0] for to, message in door.sent(SumRequest) if 0 in message.numbers}
-    door.hear(asked, Sum(entry.hash, 0, bad))
-    assert not door.sent(BlobRequest)
-    good = Attachment(digest("a sum"), 10)
-    door.hear(asked, Sum(entry.hash, 0, good))
-    door.peer._transfers._orders.pop(good.root)
-    door.on(BlobKept(good.root, is_here=True))
-    assert door.written("sums") == {sum_key(0, name)}, "in the place of the bad one"
-
-
-@pytest.mark.parametrize("sum", [Attachment(digest("x"), 0), Attachment(digest("x"), 1_001)])
-def test_a_sum_of_an_impossible_size_is_not_fetched(sum: Attachment) -> None:
-    """P6."""
-    door = Door(LAST, P, RULES)
-    entry = entry_of(THIRD)
-    door.hear(THIRD, Closed(entry))
-    door.hear(FIRST, Sum(entry.hash, 0, sum))
-    assert not door.sent(BlobRequest)
-
-
-def test_most_accept_only_what_they_could_merge() -> None:
-    """P3: the proposal is known first, or nobody could add anything up; the votes come after."""
-    door = Door(THIRD, P, MAJORITY)
-    entry = closed(START, FIRST, LAST, whole_of(parts(LAST)))
-    door.hear(FIRST, Propose(0, entry))
-    assert not door.sent(Accepted)
-    assert {to[0] for to, _ in door.sent(SumRequest)} == {FIRST, SECOND}
-    for number, holder in enumerate((FIRST, SECOND)):
-        sum = Attachment(digest("a sum", bytes([number])), 9)
-        door.hear(holder, Sum(entry.hash, number, sum))
-        door.peer._transfers._orders.pop(sum.root)
-        assert not door.sent(Accepted)
-        door.on(BlobKept(sum.root, is_here=True))
-    assert [message.entry for _, message in door.sent(Accepted)] == [entry.hash]
-
-
-def test_the_proposer_accepts_last_of_all_what_it_proposed() -> None:
-    door = Door(FIRST, P, MAJORITY)
-    contribute(door, LAST)
-    take(door, LAST, 0)
-    door.hear(SECOND, PartsHeld(*PLACE, 1, seats(LAST)))
-    door.now = 35_100
-    door.on(Tick())
-    (_, proposal), *_ = door.sent(Propose)
-    lead = door.peer._closing._round.lead
-    assert lead is not None
-    assert lead.accepts == set()
-    for number, holder in enumerate((FIRST, SECOND)):
-        sum = Attachment(digest("a sum", bytes([number])), 9)
-        name = SumName(proposal.entry.hash, number)
-        if holder == FIRST:
-            door.on(Summed(name, sum))
-        else:
-            door.hear(holder, Sum(name.entry, number, sum))
-            door.peer._transfers._orders.pop(sum.root)
-            door.on(BlobKept(sum.root, is_here=True))
-        if holder == FIRST:
-            for peer in (SECOND, THIRD):
-                door.hear(peer, Accepted(0, 0, proposal.entry.hash))
-            assert not door.sent(Commit)
-    assert lead.accepts == {FIRST, SECOND, THIRD}
-    assert door.sent(Commit)
