@@ -3,58 +3,24 @@
 import random
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from node.sim.network import Link
-from node.sim.stub import Payloads
 from node.sim.world import SimPeer, World
 from protocol.codec import CHUNK_BYTES, decode, encode
 from protocol.entries import Attachment, Entry
 from protocol.ids import Hash, PeerId
 from protocol.messages import Part, PartsHeld, Sum
 from protocol.restore import entry_at
-from protocol.rules import Quorum, Rules
+from protocol.rules import Quorum
+from tests.scenarios.attaching import FAST, agree, attaching, newest
 
 BOTH = pytest.mark.parametrize("quorum", list(Quorum))
 PARTS = 8
 SIZE = PARTS * 1_000
-FAST = Link(up_bytes_per_ms=20_000, down_bytes_per_ms=20_000)
-
-
-def swarm(
-    peers: int = 6,
-    seed: int = 1,
-    quorum: Quorum = Quorum.ANY,
-    link: Link = FAST,
-    own_links: tuple[Link, ...] = (),
-    window_ms: int = 1_000,
-    snapshot_every: int = 50,
-    parts_max: int = PARTS,
-    size: int = SIZE,
-) -> World:
-    rules = Rules(
-        quorum=quorum,
-        window_ms=window_ms,
-        deadline_ceiling_ms=6_000,
-        attachment_bytes_max=size,
-        parts_max=parts_max,
-        snapshot_every=snapshot_every,
-    )
-    payloads = Payloads(attached_bytes=size)
-    return World(peers, seed, rules, link, payloads=payloads, own_links=own_links)
-
-
-def newest(who: SimPeer, count: int) -> list[Entry]:
-    head = who.peer.ledger.head.round
-    found = [entry_at(who.disk, round) for round in range(head - count, head)]
-    return [entry for entry in found if entry is not None]
-
-
-def agree(world: World) -> bool:
-    peers = [who.peer for who in world.up()]
-    heads = {peer.ledger.head.hash for peer in peers}
-    return len(heads) == 1 and len({who.state for who in world.up()}) == 1
+swarm = partial(attaching, size=SIZE, parts_max=PARTS)
 
 
 def assert_moves_on(world: World, rounds: int, most_ms: float = 120_000) -> None:

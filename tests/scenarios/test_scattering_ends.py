@@ -13,8 +13,9 @@ from protocol.deal import Deal
 from protocol.ids import PeerId
 from protocol.restore import entry_at
 from protocol.rules import Quorum
+from tests.scenarios.attaching import agree, newest
 from tests.scenarios.test_every_write import die_at_write
-from tests.scenarios.test_scattering import BOTH, agree, assert_moves_on, newest, swarm
+from tests.scenarios.test_scattering import BOTH, assert_moves_on, swarm
 
 
 @BOTH

@@ -7,9 +7,30 @@ import pytest
 
 from node.local import FILE
 from node.offline import ReadOnlyStore
-from node.swarm import Swarm
+from node.swarm import PeerProcess, Swarm
 from tests.shell.runs import DEMO, DILOCO, SPARSELOCO, STREAMING, write_run
 from tests.shell.swarms import WAIT_S, agree, ask, ending, entries, grow, members_seen, reach, words
+
+
+def come_and_go(swarm: Swarm) -> None:
+    """One peer is killed and returns, another is let in, and after some rounds, one of which has a
+    snapshot, all agree.
+    """
+    reach(swarm, max(swarm.rounds().values()) + 3)
+    victim = swarm.peers[1]
+    swarm.kill(victim)
+    reach(swarm, max(swarm.rounds().values()) + 2)
+    victim.seen = None
+    swarm.restart(victim)
+    swarm.join()
+    assert swarm.wait(lambda: members_seen(swarm) == len(swarm.peers), WAIT_S), words(swarm)
+    reach(swarm, max(swarm.rounds().values()) + 12)
+    agree(swarm)
+
+
+def export(founder: PeerProcess, out: Path) -> None:
+    written = ask("export", str(out), "--home", str(founder.home))
+    assert (out / "model.safetensors").exists(), written
 
 
 def test_a_swarm_of_sparseloco(tmp_path: Path) -> None:
@@ -19,16 +40,7 @@ def test_a_swarm_of_sparseloco(tmp_path: Path) -> None:
     config = write_run(tmp_path, method=SPARSELOCO)
     with ending(Swarm(tmp_path / "swarm", config, ["--threads", "1"])) as swarm:
         grow(swarm, 3)
-        reach(swarm, max(swarm.rounds().values()) + 3)
-        victim = swarm.peers[1]
-        swarm.kill(victim)
-        reach(swarm, max(swarm.rounds().values()) + 2)
-        victim.seen = None
-        swarm.restart(victim)
-        swarm.join()
-        assert swarm.wait(lambda: members_seen(swarm) == 4, WAIT_S), words(swarm)
-        reach(swarm, max(swarm.rounds().values()) + 12)  # one round of them has a snapshot
-        agree(swarm)
+        come_and_go(swarm)
         founder = swarm.peers[0]
         facts = ask("status", "--home", str(founder.home))
         assert (facts["method"], facts["unit_of_work"]) == ("sparseloco", "batches")
@@ -37,9 +49,7 @@ def test_a_swarm_of_sparseloco(tmp_path: Path) -> None:
         swarm.stop()
         assert (founder.home / FILE).exists()
         assert "Traceback" not in words(swarm)
-        out = tmp_path / "model"
-        written = ask("export", str(out), "--home", str(founder.home))
-        assert (out / "model.safetensors").exists(), written
+        export(founder, tmp_path / "model")
         assert "local-state-unusable" not in (founder.home / "events.jsonl").read_text()
 
 
@@ -52,16 +62,7 @@ def test_a_swarm_that_sums_part_by_part(quorum: str, tmp_path: Path) -> None:
     config = write_run(tmp_path, method=method, quorum=quorum, parts_max=3, window_s=1.0)
     with ending(Swarm(tmp_path / "swarm", config, ["--threads", "1"])) as swarm:
         grow(swarm, 4)
-        reach(swarm, max(swarm.rounds().values()) + 3)
-        victim = swarm.peers[1]
-        swarm.kill(victim)
-        reach(swarm, max(swarm.rounds().values()) + 2)
-        victim.seen = None
-        swarm.restart(victim)
-        swarm.join()
-        assert swarm.wait(lambda: members_seen(swarm) == 5, WAIT_S), words(swarm)
-        reach(swarm, max(swarm.rounds().values()) + 12)
-        agree(swarm)
+        come_and_go(swarm)
         swarm.stop()
         founder = swarm.peers[0]
         lines = [line for entry in entries(founder) for line in entry.body.lines]
@@ -73,9 +74,7 @@ def test_a_swarm_that_sums_part_by_part(quorum: str, tmp_path: Path) -> None:
         assert "Traceback" not in words(swarm)
         for fault in ("sums-differ", "sum-refused", "work-lost", '"fault"', "switched"):
             assert fault not in events, fault
-        out = tmp_path / "model"
-        assert ask("export", str(out), "--home", str(founder.home))
-        assert (out / "model.safetensors").exists()
+        export(founder, tmp_path / "model")
 
 
 @pytest.mark.parametrize(("name", "method"), [("diloco", STREAMING), ("demo", DEMO)])
