@@ -53,8 +53,10 @@ async def _fetch(
         if not answer.done():
             answer.set_result(fetched)
 
-    post(ModelWanted(peer, port.expect(peer, done), size))
+    sequence = port.expect(peer, done)
+    post(ModelWanted(peer, sequence, size))
     try:
         return await asyncio.wait_for(answer, _WAIT_S)
     except TimeoutError:
+        port.expect_no_more(peer, sequence)
         return None

@@ -20,6 +20,7 @@ from node.gossip.journal import Journal
 from node.gossip.models import read_model, write_model
 from node.gossip.pairings import Meeting, View, meetings, next_number, partners
 from node.gossip.party import Party
+from node.methods.ad_psgd import wait
 from node.methods.ad_psgd_config import AdPsgdConfig
 from node.methods.parts.mixing import MODEL
 from protocol.effects import (
@@ -324,8 +325,6 @@ class TrainingGossiper:
                 return
 
     def _wait_for_clock(self, config: AdPsgdConfig) -> None:
-        from node.methods.ad_psgd import wait
-
         unit = 1_000_000
         work = round(self._worked_s * unit)
         left_s = (wait(config, self.run, self.me, self._number, work) - work) / unit

@@ -96,10 +96,6 @@ class Journal:
         self._state_bytes = sum(v.numel() * v.element_size() for v in party.state.values())
         self._saved_s = time.monotonic()
 
-    @property
-    def exists(self) -> bool:
-        return (self._home / FILE).exists()
-
     # Reading
 
     def load(self) -> dict[str, str] | None:
@@ -114,11 +110,8 @@ class Journal:
         self._generation = int(told["generation"])
         path = self._path(self._generation)
         for record in read_log(path):
-            self._replay(record)
+            replay(record, self._party, self.kept)
         return told
-
-    def _replay(self, record: "Record") -> None:
-        replay(record, self._party, self.kept)
 
     # Writing
 

@@ -64,9 +64,14 @@ class GossipPort:
 
     def expect(self, peer: PeerId, done: Callable[[ModelFetched], None]) -> int:
         """The number of a question for a model; `done` is called with its answer."""
-        self._sequence += 1
-        self._asked[peer, self._sequence] = done
-        return self._sequence
+        with self._lock:
+            self._sequence += 1
+            self._asked[peer, self._sequence] = done
+            return self._sequence
+
+    def expect_no_more(self, peer: PeerId, sequence: int) -> None:
+        """Its answer would come too late."""
+        self._asked.pop((peer, sequence), None)
 
     @property
     def model_bytes(self) -> int | None:
