@@ -304,8 +304,10 @@ class Ballots:
         core.send(leader, Accepted(entry.round, message.ballot, entry.hash))
 
     def on_commit(self, sender: PeerId, message: Commit) -> None:
-        accepted = self._round.accepted
-        if message.round < self._core.head.round:
+        accepted, round = self._round.accepted, self._core.head.round
+        if message.round != round:
+            if message.round > round:  # it may have been admitted by an entry that we lack
+                self._fall_behind(sender)
             return
         if sender not in self._core.head.roster:
             raise RemoteError("a commit from a stranger")

@@ -240,19 +240,21 @@ class Closing:
 
     def on_contribute(self, sender: PeerId, message: Contribute) -> None:
         core = self._core
-        if sender not in core.head.roster:
-            raise RemoteError("a contribution from a stranger")
+        is_member = sender in core.head.roster
         if message.round > core.head.round:
-            if message.round == core.head.round + 1:
+            # One that we do not know may have been admitted by an entry that we lack.
+            if message.round == core.head.round + 1 and is_member:
                 core.judge.weigh_payload(message.payload, message.attached)
                 self._early[sender] = message
             self._fall_behind(sender)
         elif message.tip == core.head.hash[:8]:
+            if not is_member:
+                raise RemoteError("a contribution from a stranger")
             self._hold(sender, message)
             self.advance()
         elif self._late is not None and message.tip == self._late[0]:
             _, opened_ms, heard = self._late
-            if sender not in heard and message.attached is None:
+            if is_member and sender not in heard and message.attached is None:
                 heard.add(sender)
                 self._arrivals.append(core.now - opened_ms)
         elif message.round == core.head.round:

@@ -280,7 +280,9 @@ class Ledger:
         it.
 
         A branch is kept to itself until it is the heavier one (ties by the smaller hash); then the
-        chain switches. What came before a bad entry counts; `Step.fault` says what was wrong.
+        chain switches. What came before a bad entry counts; `Step.fault` says what was wrong. One
+        that follows nothing we know is no fault: its sender stands on a branch that we have not
+        seen, or have given up since we asked. It and what comes after it is left out.
         """
         step = Step()
         try:
@@ -288,53 +290,58 @@ class Ledger:
                 if entry.hash in self._left:
                     step.left = entry
                     break
-                self._offer_one(entry, step, may_switch=may_switch)
+                if not self._offer_one(entry, step, may_switch=may_switch):
+                    break
         except RemoteError as error:
             step.fault = error
         return step
 
-    def _offer_one(self, entry: Entry, step: "Step", *, may_switch: bool) -> None:
+    def _offer_one(self, entry: Entry, step: "Step", *, may_switch: bool) -> bool:
+        """False if it follows nothing that is known here."""
         if entry.body.parent == self.head.hash:
             step.writes += self.extend(entry)
             step.last = entry
             if step.switched_from is None:
                 step.appended.append(entry)
-            return
+            return True
         known = self._marks.get(entry.round + 1)
         if known is not None and known.hash == entry.hash:
-            return
+            return True
         if not may_switch:
             if entry.round >= self.head.round:
                 raise RemoteError(f"entry {entry.round} does not follow what is committed here")
-            return
+            return True
         on_branch = self._on_branch(entry.round + 1)
         if on_branch is not None and on_branch.hash == entry.hash:
-            return
-        self._grow(entry)
+            return True
+        if not self._grow(entry):
+            return False
         step.read.append(entry)
         step.writes.append(_keep(entry))
         if heavier(self._branch[-1], self.head):
             self._switch(step)
             step.last = entry
+        return True
 
-    def _grow(self, entry: Entry) -> None:
-        """The branch, or another that parts from it, or from our chain."""
+    def _grow(self, entry: Entry) -> bool:
+        """The branch, or another that parts from it, or from our chain; False: it follows none."""
         parent = entry.body.parent
         tip = self._on_branch(entry.round)
         is_on_branch = tip is not None and tip.hash == parent
         if not is_on_branch:
             tip = self._marks.get(entry.round)
         if tip is None or tip.hash != parent:
-            raise RemoteError(f"entry {entry.round} follows nothing that is known here")
+            return False
         after = self.judge.follow(tip, entry)
         if not is_on_branch:
             self._branch, self._branch_root = [after], tip
-            return
+            return True
         length = entry.round - self._branch[0].round + 1
         if length >= BRANCH_MAX:
             raise RemoteError("a branch that is too long")
         del self._branch[length:]
         self._branch.append(after)
+        return True
 
     def place_before(self, entry: Entry) -> Mark | None:
         """On our chain or on the branch; None if it follows neither."""

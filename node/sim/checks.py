@@ -1,7 +1,7 @@
 """What must hold in every world: the promises, as assertions over what peers have applied."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from node.sim.world import SimPeer, World
@@ -145,6 +145,17 @@ def assert_counted(world: World) -> None:
     for who in world.up():
         assert who.worker is not None
         _nothing_lost(world, who, committed)
+
+
+def assert_unblamed(world: World, liars: Container[str] = ()) -> None:
+    """Whoever keeps to the protocol is at fault in nobody's eyes but a liar's, whatever was lost,
+    came late or went down (P6, P7).
+    """
+    for who, source, error in world.blamed:
+        other = world.by_id.get(source)
+        name = source.hex()[:8] if other is None else other.name
+        if who.name not in liars and name not in liars:
+            fail(world, "P6", f"{who.name} blames {name}: {error}", who)
 
 
 def _nothing_lost(world: World, who: SimPeer, committed: Counter[bytes]) -> None:

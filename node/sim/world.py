@@ -182,6 +182,8 @@ class World:
         self.notes: list[tuple[float, str, Note]] = []
         self.keep_notes = True
         self.counts: Counter[str] = Counter()  # notes by event, kept or not
+        # Who counted a fault, against whom, and what it says.
+        self.blamed: list[tuple[SimPeer, PeerId, str]] = []
         self.on_event: Callable[[SimPeer], None] = lambda peer: None
         self.on_frame = on_frame
         self.on_note: Callable[[SimPeer, Note], None] = lambda peer, note: None
@@ -485,6 +487,10 @@ class _SimWatcher:
 
     def note(self, note: Note) -> None:
         self._world.counts[note.event] += 1
+        if note.event == "fault":
+            source = note.fields["peer"]
+            assert isinstance(source, bytes)
+            self._world.blamed.append((self._who, PeerId(source), str(note.fields["error"])))
         self._world.on_note(self._who, note)
         if self._world.keep_notes:
             self._world.notes.append((self._world.now_ms, self._who.name, note))

@@ -580,6 +580,38 @@ def test_absurd_rounds_only_make_us_ask(rules: Rules, round: int) -> None:
 
 
 @pytest.mark.parametrize("rules", [RULES, MAJORITY], ids=["any", "majority"])
+def test_who_was_admitted_by_an_entry_that_we_lack_is_no_stranger(rules: Rules) -> None:
+    """Its contribution, and the word that a round is closed, may be here before that entry is. It
+    is asked for it, and what it sent is not kept: nobody can tell yet that it may send it (P6).
+    """
+    contributed = Contribute(1, b"elsewher", 7, b"8 bytes!", *[None] * 4, bytes(64))
+    for message in (contributed, Commit(1, 0, Hash(bytes(32)))):
+        door = Door(THIRD, P, rules)
+        door.hear(OUTSIDER, message)
+        assert door.faults() == []
+        assert [to for to, _ in door.sent(EntriesRequest)] == [(OUTSIDER,)]
+        assert not door.peer._closing._early
+
+
+@pytest.mark.parametrize("rules", [RULES, MAJORITY], ids=["any", "majority"])
+def test_who_was_dropped_by_an_entry_that_it_lacks_is_no_stranger(rules: Rules) -> None:
+    """It contributes to the round that it knows, which is over. To the one that is open here, it
+    may not.
+    """
+    door, before = Door(THIRD, P, rules), START
+    door.hear(FIRST, Closed(entry(before, FIRST)))
+    assert door.mark.round == 1
+    for sent in (contribution(before, FIRST), contribution(door.mark, FIRST)):
+        door.hear(OUTSIDER, sent)
+        is_over = sent.round == 0
+        assert door.faults() == ([] if is_over else ["a contribution from a stranger"])
+    door.hear(OUTSIDER, Commit(0, 0, Hash(bytes(32))))
+    assert door.faults() == []
+    door.hear(OUTSIDER, Commit(1, 0, Hash(bytes(32))))
+    assert door.faults() == ["a commit from a stranger"]
+
+
+@pytest.mark.parametrize("rules", [RULES, MAJORITY], ids=["any", "majority"])
 def test_messages_of_past_rounds_change_nothing(rules: Rules) -> None:
     door = Door(THIRD, P, rules)
     made = chain(START, FIRST, 3)

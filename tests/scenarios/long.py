@@ -21,6 +21,7 @@ from node.sim.checks import (
     Safety,
     assert_counted,
     assert_live,
+    assert_unblamed,
     stories,
 )
 from node.sim.faults import Storm, bad_world
@@ -70,6 +71,7 @@ def _weather(world: World, storm: Storm, seconds: int) -> None:
     storm.clear()
     assert_live(world)
     assert_counted(world)
+    assert_unblamed(world)
 
 
 def outcome(

@@ -1,8 +1,8 @@
 """Words that the scenarios are told in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
-from node.sim.checks import assert_counted, assert_live
+from node.sim.checks import assert_counted, assert_live, assert_unblamed
 from node.sim.world import CrashError, SimPeer, World
 from protocol.ids import PeerId
 from protocol.restore import entry_at
@@ -30,10 +30,13 @@ def assert_moves_on(world: World, within_ms: float, rounds: int = 1) -> None:
     assert world.run_until(lambda: min(world.rounds()) >= goal, within_ms), world.rounds()
 
 
-def assert_all_well(world: World) -> None:
-    """All are members of one ledger with one state and go on (P1, P4, P5); no work is lost (P3)."""
+def assert_all_well(world: World, liars: Container[str] = ()) -> None:
+    """All are members of one ledger with one state and go on (P1, P4, P5); no work is lost (P3);
+    nobody honest was blamed (P6).
+    """
     assert_live(world)
     assert_counted(world)
+    assert_unblamed(world, liars)
 
 
 def roster_of(world: World, reader: str) -> set[str]:
