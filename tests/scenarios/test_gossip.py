@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from node.sim.checks import assert_unblamed
 from node.sim.gossiping import Gossiping, Held, held_on, mass_of
 from node.sim.network import Link
 from node.sim.world import SimPeer, World
@@ -125,6 +126,7 @@ def test_storms_lose_no_mass(gossiping: Gossiping, seed: int) -> None:
     world.run_for(20_000)
     assert met(world) > before + 7
     assert mass(world) == whole
+    assert_unblamed(world)
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -148,6 +150,7 @@ def test_either_side_ends_at_any_of_its_writes(name: str, *, after: bool) -> Non
         met_before = met(world)
         world.run_for(10_000)
         assert met(world) > met_before, "they meet again"
+        assert_unblamed(world)
     assert deaths == 39
 
 
@@ -178,6 +181,7 @@ def test_what_the_dead_had_counted_goes_with_them(seed: int) -> None:
     world.run_for(5_000)
     rest = mass(world, but=who)
     assert [one + other for one, other in zip(rest, left, strict=True)] == at_first(world)
+    assert_unblamed(world)
 
 
 def _is_prepared(world: World, key: tuple[bytes, int]) -> bool:
