@@ -161,18 +161,32 @@ class Scattering:
         return self._deals.get((entry.round, entry.body.parent))
 
     def _find(self, sender: PeerId, message: Part | PartsHeld | PartRequest) -> Deal | None:
-        """The round that is meant, if we know it. Raises RemoteError for who is not in it."""
+        """The round that is meant, if we know it and it is the sender's business. Raises
+        RemoteError for what nobody who keeps to the protocol sends.
+        """
         for deal in self._deals.values():
             if deal.place == (message.round, message.tip):
-                if sender not in deal.mark.roster or message.number >= deal.count:
-                    raise RemoteError("of a part that is not there, or not this sender's business")
-                return deal
+                if message.number >= deal.count:
+                    raise RemoteError("of a part that is not there")
+                return deal if self._may_take_part(deal, sender, message) else None
         is_next = message.round == self._core.head.round + 1
         if is_next and sender in self._core.head.roster and not isinstance(message, PartRequest):
             early = self._early.setdefault(sender, [])
             if len(early) < _EARLY_MAX:
                 early.append(message)
         return None
+
+    def _may_take_part(
+        self, deal: Deal, sender: PeerId, message: Part | PartsHeld | PartRequest
+    ) -> bool:
+        """Who became a member later adds up old sums like all others, and asks for what that
+        takes; what it holds of them counts for nothing.
+        """
+        if sender in deal.mark.roster:
+            return True
+        if deal is self.open_deal():
+            raise RemoteError("a part of a round that is not this sender's business")
+        return isinstance(message, PartRequest) and sender in self._core.head.roster
 
     # Authors
 

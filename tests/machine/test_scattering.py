@@ -31,7 +31,9 @@ from protocol.messages import (
 from protocol.open_round import silent
 from protocol.parts import SumName, path_to, whole_of
 from protocol.peer import Saved
+from protocol.roster import Roster
 from protocol.rounds import ranking
+from protocol.rules import Rules
 from tests.machine.dealing import (
     FIRST,
     LAST,
@@ -767,3 +769,24 @@ def test_a_stranger_has_no_say() -> None:
         door.hear(PeerId(digest("a stranger")), message)
         assert len(door.faults()) == 1
     assert held(door) == set()
+
+
+@pytest.mark.parametrize("rules", [RULES, MAJORITY], ids=["any", "majority"])
+def test_who_was_admitted_later_may_ask_for_parts(rules: Rules) -> None:
+    """It adds up old sums like all others. A stranger is not answered, and is no liar: it may have
+    been admitted by an entry that we lack.
+    """
+    newcomer = PeerId(digest("admitted later"))
+    door = Door(FIRST, P, rules)
+    door.on(work(door))
+    request, said = PartRequest(*PLACE, 0), PartsHeld(*PLACE, 0, seats(LAST))
+    door.hear(THIRD, Closed(entry_of(FIRST)))
+    door.hear(newcomer, request)
+    assert not door.faults()
+    assert not door.sent(Part)
+    roster = Roster([*door.mark.roster.members, newcomer])
+    door.peer._core.ledger.head = replace(door.mark, roster=roster)
+    door.hear(newcomer, said)
+    assert not door.faults()
+    door.hear(newcomer, request)
+    assert [to for to, _ in door.sent(Part)] == [(newcomer,)]
