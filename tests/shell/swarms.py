@@ -81,9 +81,11 @@ def ask(*arguments: str) -> dict[str, Any]:
 
 
 def agree(swarm: Swarm) -> None:
-    """P1: one digest at one round, and no peer ever saw another."""
+    """P1: one digest at one round, and no peer ever saw another, or a fault of another (P6)."""
     assert swarm.wait(lambda: swarm.common_digests() is not None, WAIT_S)
     round, digests = swarm.common_digests() or (0, {})
     assert len(digests) == len(swarm.peers)
     assert len(set(digests.values())) == 1, f"round {round}: {digests}"
-    assert all(peer.seen and peer.seen["mismatches"] == 0 for peer in swarm.peers)
+    for peer in swarm.peers:
+        assert peer.seen is not None
+        assert (peer.seen["mismatches"], peer.seen["faults"]) == (0, 0), words(swarm)
