@@ -71,7 +71,8 @@ def methods(
         list[str] | None,
         typer.Option(
             help="Rates of everyone's update to try: `0.5,1` for all methods, `NAME=0.5,1` for one,"
-            " `own` for what its settings say; left out, a small grid of each method's own."
+            " `NAME@15=1` for it at H = 15, `own` for what its settings say; left out, a small grid"
+            " of each method's own."
         ),
     ] = None,
     out: Annotated[
@@ -328,6 +329,14 @@ def _spread(value: "Spread", sign: str = "") -> str:
     return mean if value.deviation is None else f"{mean} ± {value.deviation:.3f}"
 
 
+def _grids(grids: dict[float, list[str]]) -> str:
+    """Rates by H; said once where they are the same at each."""
+    first, *others = grids.values()
+    if all(rates == first for rates in others):
+        return ", ".join(first)
+    return "; ".join(f"at H = {steps:g}: {', '.join(rates)}" for steps, rates in grids.items())
+
+
 def _notes(report: "Report") -> Iterator[str]:
     from node.compare.records import BASELINE
 
@@ -338,12 +347,13 @@ def _notes(report: "Report") -> Iterator[str]:
         f" {task.inner.optimizer.name} each, {report.rows[0].tokens:,} tokens in all; seeds {seeds}"
     )
     yield "loss: held out, nats a token, mean and deviation over seeds; at the best rate of:"
-    tried: dict[str, dict[str, None]] = {}
+    tried: dict[str, dict[float, list[str]]] = {}
     for trial in report.grid:
         if trial.label != BASELINE:
-            tried.setdefault(trial.label, {})[trial.rate or "own"] = None
-    for label, rates in tried.items():
-        yield f"  {label} {', '.join(rates)}"
+            grids = tried.setdefault(trial.label, {})
+            grids.setdefault(trial.steps, []).append(trial.rate or "own")
+    for label, grids in tried.items():
+        yield f"  {label} {_grids(grids)}"
     if task.split:
         yield "each peer trains on a stretch of the data of its own"
     if any(row.own_loss is not None for row in report.rows):

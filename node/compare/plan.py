@@ -117,7 +117,8 @@ def paced(entrant: Entrant, steps: Sequence[int]) -> list[tuple[int, MethodConfi
 def cells(
     entrants: Sequence[Entrant],
     steps: Sequence[int],
-    rates: Mapping[str, Sequence[str]],  # by label; those of EVERYWHERE for all others
+    # By label, or by label@H for one H; those of EVERYWHERE for all others.
+    rates: Mapping[str, Sequence[str]],
     seeds: Sequence[int],
     batches: int,
     inner: InnerConfig,
@@ -125,7 +126,7 @@ def cells(
     """The baseline first, then a method at a time, the seeds of one setting together. Raises
     ConfigError.
     """
-    _check_labels(rates, entrants)
+    _check_labels(rates, entrants, steps)
     rounds = batches // inner.accumulation
     planned = [
         Cell(
@@ -141,7 +142,7 @@ def cells(
     for entrant in entrants:
         for interval, method in paced(entrant, steps):
             rounds = batches // interval
-            for rate in _rates(entrant, rates):
+            for rate in _rates(entrant, interval / inner.accumulation, rates):
                 tuned = _tuned(entrant, method.with_rounds(rounds), rate)
                 planned += [
                     Cell(
@@ -157,18 +158,32 @@ def cells(
     return planned
 
 
-def _check_labels(rates: Mapping[str, Sequence[str]], entrants: Sequence[Entrant]) -> None:
+def _check_labels(
+    rates: Mapping[str, Sequence[str]], entrants: Sequence[Entrant], steps: Sequence[int]
+) -> None:
     labels = {entrant.label for entrant in entrants}
-    for label in rates.keys() - labels - {EVERYWHERE}:
-        raise ConfigError(
-            f"rates are given for {label!r}, which is not compared",
-            f"one of {', '.join(sorted(labels))}",
-        )
+    for key in rates.keys() - {EVERYWHERE}:
+        label, at, asked = key.partition("@")
+        if label not in labels:
+            raise ConfigError(
+                f"rates are given for {label!r}, which is not compared",
+                f"one of {', '.join(sorted(labels))}",
+            )
+        if at and asked not in map(str, steps):
+            raise ConfigError(
+                f"rates are given for {key!r}, and {asked or 'nothing'} is no H of this comparison",
+                f"H is one of {', '.join(map(str, steps))}; see --steps",
+            )
 
 
-def _rates(entrant: Entrant, rates: Mapping[str, Sequence[str]]) -> Sequence[str | None]:
-    """Those asked for, or the method's own grid; without one, its own rate."""
-    asked = rates.get(entrant.label, rates.get(EVERYWHERE))
+def _rates(
+    entrant: Entrant, steps: float, rates: Mapping[str, Sequence[str]]
+) -> Sequence[str | None]:
+    """Those asked for, at this H before those for all; or the method's own grid; without one, its
+    own rate.
+    """
+    label = entrant.label
+    asked = rates.get(f"{label}@{steps:g}", rates.get(label, rates.get(EVERYWHERE)))
     grid = entrant.method.rates if asked is None else asked
     return [None if rate == OWN_RATE else rate for rate in grid] or [None]
 

@@ -82,9 +82,25 @@ def test_cells_are_settings_by_seeds_at_equal_tokens(tmp_path: Path) -> None:
     assert (tuned.learning_rate.peak, tuned.inner.steps, tuned.momentum) == ("0.5", 3, "0")
 
 
+def test_rates_of_one_h(tmp_path: Path) -> None:
+    both = entrants(tmp_path, "sparseloco", "diloco", method=SGD)
+    rates = {"diloco": ("0.5",), "diloco@3": ("0.7", "0.9"), "sparseloco@1": ("2",), "": ("1",)}
+    cells = plan.cells(both, (1, 3), rates, (0,), 12, InnerConfig(accumulation=2))
+    assert [(c.label, c.rate, c.rounds) for c in cells[1:]] == [
+        ("sparseloco", "2", 6),
+        ("sparseloco", "1", 2),
+        ("diloco", "0.5", 6),
+        ("diloco", "0.7", 2),
+        ("diloco", "0.9", 2),
+    ]
+
+
 @pytest.mark.parametrize(
     ("rates", "said"),
     [
+        ({"diloco@5": ("1",)}, "5 is no H of this comparison"),
+        ({"diloco@": ("1",)}, "nothing is no H"),
+        ({"muloco@1": ("1",)}, "'muloco', which is not compared"),
         ({"diloco": ("fast",)}, "'fast' is no rate of diloco"),
         ({"diloco": ("0",)}, "above 0"),
         ({"muloco": ("1",)}, "'muloco', which is not compared"),

@@ -71,6 +71,15 @@ def test_a_run_that_gossips_is_compared_with_others_that_do(bench: Run, tmp_path
     assert all(row["own_loss"] for row in report["rows"][1:])
 
 
+def test_rates_that_differ_by_h_are_said_by_h(bench: Run, tmp_path: Path) -> None:
+    run, out = str(write_run(tmp_path, method=SPARSELOCO)), tmp_path / "out"
+    rates = ("--rates", "sparseloco@1=0.5,1", "--rates", "sparseloco=1")
+    rest = ("--methods", "sparseloco", *rates, "--no-plot", "--out", str(out))
+    code, said, err = bench(run, *SMALL, "--steps", "1,2", *rest)
+    assert code == 0, err
+    assert "sparseloco at H = 1: 0.5, 1; at H = 2: 1" in said
+
+
 def test_ctrl_c_says_how_to_go_on(
     bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +138,7 @@ def test_help_says_what_is_compared(bench: Run) -> None:
         (("--seeds", "0"), "no number of seeds", "one seed"),
         (("--rates", "fast"), "'fast' is no rate", "--rates"),
         (("--rates", "muloco=1"), "'muloco'", "sparseloco"),
+        (("--rates", "sparseloco@7=1"), "7 is no H", "--steps"),
         (("--total-steps", "4", "--tokens", "100"), "both", "one of them"),
     ],
 )
