@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import DataOption, HomeOption, JsonOption, ModelOption, Teller, print_json
+from cli.console import DataOption, HomeOption, JsonOption, ModelOption, Teller, print_json, say
 
 
 def generate(
@@ -18,12 +18,16 @@ def generate(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Rebuild the model from a peer's ledger (which may be running) and let it write."""
+    """Rebuild the model from a peer's ledger (which may be running) and let it write. Of a run that
+    gossips it is this peer's own model, as it last wrote it down.
+    """
     from node.training.generate import generate as write
 
     from cli.rebuilt import open_home
 
     rebuilt = open_home(home, model, data, Teller())
+    if rebuilt.membership.manifest.method.gossips:
+        say("this is one member's own model; `peer export --merge` writes the mean of all members'")
     pieces = write(
         rebuilt.workshop.model,
         prompt,

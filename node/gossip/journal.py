@@ -48,7 +48,11 @@ _DTYPES: Final = {"f4": torch.float32, "f8": torch.float64}
 _LOG_BYTES_MIN: Final = 16 << 20
 _LOG_SHARE: Final = 4  # the log may be so many times the state
 _TRIES: Final = 5
-_LOG_S: Final = 300.0  # the optimizer's state is in the whole file only
+# Steps of who meets nobody, and the optimizer's state, are in the whole file only. It is written so
+# often that this takes a fiftieth of the time at most, and loses so many seconds at most.
+_SAVE_S: Final = 10.0
+_SAVE_S_MAX: Final = 300.0
+_SAVE_SHARE: Final = 50
 
 Key = tuple[bytes, int]  # session, stretch
 
@@ -95,6 +99,7 @@ class Journal:
         self._size = 0
         self._state_bytes = sum(v.numel() * v.element_size() for v in party.state.values())
         self._saved_s = time.monotonic()
+        self._every_s = _SAVE_S
 
     # Reading
 
@@ -164,13 +169,14 @@ class Journal:
 
     def save_if_due(self, told: Callable[[], Mapping[str, str]]) -> None:
         most = max(_LOG_BYTES_MIN, _LOG_SHARE * self._state_bytes)
-        if self._size > most or time.monotonic() - self._saved_s > _LOG_S:
+        if self._size > most or time.monotonic() - self._saved_s > self._every_s:
             self.save(told())
 
     def save(self, told: Mapping[str, str]) -> None:
         """The whole party, and a log with nothing but what is not settled."""
         from safetensors.torch import save_file
 
+        began_s = time.monotonic()
         before, self._generation = self._generation, self._generation + 1
         path = self._path(self._generation)
         meta = {**told, "generation": str(self._generation)}
@@ -195,6 +201,8 @@ class Journal:
         if self._log is not None:
             self._log.close()
         self._log, self._saved_s = fresh, time.monotonic()
+        took_s = self._saved_s - began_s
+        self._every_s = min(_SAVE_S_MAX, max(_SAVE_S, _SAVE_SHARE * took_s))
         self._path(before).unlink(missing_ok=True)
 
     def close(self) -> None:

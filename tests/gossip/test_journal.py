@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from node.durable import write_atomically
 from node.gossip.exchange import Exchange
 from node.gossip.journal import FILE, Journal, log_path, read_log, recall
 from node.gossip.pairings import Meeting
@@ -196,6 +197,33 @@ def test_a_restart_keeps_the_steps_before_the_last_exchange(tmp_path: Path) -> N
         stop = side.party.stretches[STRETCHES - 1].stop
         for name in (MODEL, MOMENTUM):
             assert torch.equal(side.party.state[name][:stop], old[name][:stop])
+
+
+@pytest.mark.parametrize(("took_s", "after_s"), [(0.0, 10.0), (1.0, 50.0), (60.0, 300.0)])
+def test_the_whole_is_written_often_and_takes_little_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took_s: float, after_s: float
+) -> None:
+    """Who meets nobody loses no more than the steps since then, and shows its model to others'
+    commands.
+    """
+    side = Side(tmp_path, "d-psgd", 0)
+    now_s, file = 1_000.0, tmp_path / FILE
+
+    def slow(path: Path, write: Callable[[Path], None]) -> None:
+        nonlocal now_s
+        now_s += took_s
+        write_atomically(path, write)
+
+    monkeypatch.setattr("node.gossip.journal.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("node.gossip.journal.write_atomically", slow)
+    side.journal.save({})
+    before = file.stat().st_mtime_ns
+    now_s += after_s
+    side.journal.save_if_due(dict)
+    assert file.stat().st_mtime_ns == before
+    now_s += 0.1
+    side.journal.save_if_due(dict)
+    assert file.stat().st_mtime_ns > before
 
 
 def test_what_is_not_settled_survives_being_written_anew(tmp_path: Path) -> None:
