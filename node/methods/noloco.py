@@ -9,6 +9,14 @@ holds slow weights phi_i, from which H inner steps made theta_i. Of the n peers 
     phi_i <- phi_i + m_i
     theta_i <- phi_i
 
+With `ahead` the spring holds on to where the momentum leads, u = phi + mu m, and u_i, u_j travel in
+place of phi_i, phi_j:
+
+    m_i <- mu m_i + alpha mean_j(D_j) - gamma (u_i - mean_j(u_j))
+
+The mean over all peers moves as before. But a gamma of 1 brings two together whatever their momenta
+are, and momenta with them in time, so that much momentum does not let peers part.
+
 With one partner the last term of m is gamma (phi_i - phi_j) / 2. If nobody comes, D_i alone counts
 and there is no spring. Momentum is heavy-ball.
 
@@ -33,14 +41,17 @@ class NoLoCo(Mixing):
     vectors = (SLOW, MOMENTUM)
     coded = 2
 
-    def __init__(self, alpha: float, gamma: float, mu: float) -> None:
+    def __init__(self, alpha: float, gamma: float, mu: float, *, ahead: bool = False) -> None:
         self._alpha, self._gamma, self._mu = alpha, gamma, mu
+        self._lead = mu if ahead else 0.0
 
     def begin(self, state: State) -> None:
         state[SLOW].copy_(state[MODEL])
 
     def offer(self, state: State) -> list[Tensor]:
-        return [state[MODEL] - state[SLOW], state[SLOW]]
+        slow = state[SLOW]
+        held = slow + self._lead * state[MOMENTUM] if self._lead else slow
+        return [state[MODEL] - slow, held]
 
     def moves(self, mine: Offer | None, others: Sequence[Offer]) -> list[Tensor]:
         """The momentum's gain, and D_i."""

@@ -20,6 +20,11 @@ class NoLoCoConfig(MeetingConfig):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """mu, heavy-ball."""
 
+    ahead: bool = False
+    """The spring pulls together where momentum leads, phi + mu m, instead of phi as in the paper.
+    With a momentum, peers stay nearer to each other so.
+    """
+
     kept: Annotated[int, Field(ge=1, le=CHUNK)] | None = None
     """Of each 4096 elements of a move so many are sent, at two bits and their places; what is not
     sent stays in the peer's own model, and in its next move. Left out, all are sent.

@@ -108,7 +108,7 @@ def build_mixing(config: AnyGossip) -> "Mixing":
         case NoLoCoConfig():
             from node.methods.noloco import NoLoCo
 
-            return NoLoCo(config.learning_rate, config.spring, config.momentum)
+            return NoLoCo(config.learning_rate, config.spring, config.momentum, ahead=config.ahead)
         case PushSumConfig():
             from node.methods.push_sum import PushSum
 
