@@ -9,16 +9,18 @@ holds slow weights phi_i, from which H inner steps made theta_i. Of the n peers 
     phi_i <- phi_i + m_i
     theta_i <- phi_i
 
-With `ahead` the spring holds on to where the momentum leads, u = phi + mu m, and u_i, u_j travel in
-place of phi_i, phi_j:
-
-    m_i <- mu m_i + alpha mean_j(D_j) - gamma (u_i - mean_j(u_j))
-
-The mean over all peers moves as before. But a gamma of 1 brings two together whatever their momenta
-are, and momenta with them in time, so that much momentum does not let peers part.
-
 With one partner the last term of m is gamma (phi_i - phi_j) / 2. If nobody comes, D_i alone counts
 and there is no spring. Momentum is heavy-ball.
+
+With `nesterov` it is Nesterov's, as DiLoCo's, and the spring holds on to where the momentum leads,
+u = phi + mu^2 m; u_i, u_j travel in place of phi_i, phi_j:
+
+    g_i = alpha mean_j(D_j) - gamma / (1 + mu) (u_i - mean_j(u_j))
+    m_i <- mu m_i + g_i
+    phi_i <- phi_i + g_i + mu m_i
+
+So the mean over all peers moves as DiLoCo's weights do, and a gamma of 1 brings two to one place
+whatever their momenta are.
 
 Differences from the paper: theta moves by m_i - D_i, D_i as the others decoded it. What rounding
 took away, and what was done while the exchange went on, stays in theta - phi, and so in the next D.
@@ -41,16 +43,16 @@ class NoLoCo(Mixing):
     vectors = (SLOW, MOMENTUM)
     coded = 2
 
-    def __init__(self, alpha: float, gamma: float, mu: float, *, ahead: bool = False) -> None:
-        self._alpha, self._gamma, self._mu = alpha, gamma, mu
-        self._lead = mu if ahead else 0.0
+    def __init__(self, alpha: float, gamma: float, mu: float, *, nesterov: bool = False) -> None:
+        self._alpha, self._mu, self._nesterov = alpha, mu, nesterov
+        self._gamma = gamma / (1 + mu) if nesterov else gamma
 
     def begin(self, state: State) -> None:
         state[SLOW].copy_(state[MODEL])
 
     def offer(self, state: State) -> list[Tensor]:
         slow = state[SLOW]
-        held = slow + self._lead * state[MOMENTUM] if self._lead else slow
+        held = slow + self._mu**2 * state[MOMENTUM] if self._nesterov else slow
         return [state[MODEL] - slow, held]
 
     def moves(self, mine: Offer | None, others: Sequence[Offer]) -> list[Tensor]:
@@ -66,8 +68,9 @@ class NoLoCo(Mixing):
         gain, moved = moves
         momentum = state[MOMENTUM]
         momentum.mul_(self._mu).add_(gain)
-        state[SLOW].add_(momentum)
-        state[MODEL].add_(momentum - moved)
+        step = gain + self._mu * momentum if self._nesterov else momentum
+        state[SLOW].add_(step)
+        state[MODEL].add_(step - moved)
 
     def alone(self, state: State) -> None:
         moved = state[MODEL] - state[SLOW]

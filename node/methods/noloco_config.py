@@ -18,11 +18,11 @@ class NoLoCoConfig(MeetingConfig):
     spring: Annotated[float, Field(ge=0, le=1)] = 0.7
     """gamma, of how far slow weights are apart; the paper's code has the rate's value."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """mu, heavy-ball."""
+    """mu, heavy-ball unless `nesterov`."""
 
-    ahead: bool = False
-    """The spring pulls together where momentum leads, phi + mu m, instead of phi as in the paper.
-    With a momentum, peers stay nearer to each other so.
+    nesterov: bool = False
+    """Nesterov's momentum, as DiLoCo has it, and a spring between where momenta lead, in place of
+    the paper's heavy ball and spring.
     """
 
     kept: Annotated[int, Field(ge=1, le=CHUNK)] | None = None
