@@ -13,6 +13,10 @@ handed on; at the root what is left meets as a smaller group, if it is more than
 **Ring.** Members in the seed's order, the same in all rounds; each meets its two neighbours in
 turns. With an odd number one sits out, each in its turn.
 
+**Hypercube.** In the same order, rank i meets rank i xor 2^(t mod q), q = ceil(log2 N): for N = 2^q
+the mean is exact after q rounds. Who has no such partner, where N is no power of two, meets another
+one who has none. After every q rounds all move up one place, so that it is not always the same.
+
 **Exponential.** In the same order, rank i sends to rank i + 2^(t mod q), q = ceil(log2 N): the
 one-peer exponential graph of *Stochastic Gradient Push* (2018), https://arxiv.org/abs/1811.10792.
 For N = 2^q the mean is exact after q rounds. **Random targets**: each sends to one that it draws.
@@ -96,6 +100,8 @@ def meetings(kind: Kind, view: View, round: int, group: int = 2) -> list[Meeting
             return _groups(view, round, group)
         case "ring":
             return _ring(view.order, round)
+        case "hypercube":
+            return _hypercube(view.order, round)
         case "exponential":
             return _exponential(view.order, round)
         case "random":
@@ -221,6 +227,17 @@ def _ring(order: Sequence[bytes], round: int) -> list[Meeting]:
         _meeting(iter((order[(first + at) % count], order[(first + at + 1) % count])), round)
         for at in range(0, count - 1, 2)
     ]
+
+
+def _hypercube(order: Sequence[bytes], round: int) -> list[Meeting]:
+    count = len(order)
+    cycle, axis = divmod(round, (count - 1).bit_length())
+    first, bit = cycle % count, 1 << axis
+    ranks = range(count)
+    pairs = [(rank, rank ^ bit) for rank in ranks if rank < rank ^ bit < count]
+    rest = [rank for rank in ranks if rank ^ bit >= count]
+    pairs += zip(rest[::2], rest[1::2], strict=False)
+    return [_meeting((order[(first + rank) % count] for rank in pair), round) for pair in pairs]
 
 
 def _exponential(order: Sequence[bytes], round: int) -> list[Meeting]:

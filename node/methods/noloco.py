@@ -12,6 +12,16 @@ holds slow weights phi_i, from which H inner steps made theta_i. Of the n peers 
 With one partner the last term of m is gamma (phi_i - phi_j) / 2. If nobody comes, D_i alone counts
 and there is no spring. Momentum is heavy-ball.
 
+With `nesterov` it is Nesterov's, as DiLoCo's, and the spring holds on to where the momentum leads,
+u = phi + mu^2 m; u_i, u_j travel in place of phi_i, phi_j:
+
+    g_i = alpha mean_j(D_j) - gamma / (1 + mu) (u_i - mean_j(u_j))
+    m_i <- mu m_i + g_i
+    phi_i <- phi_i + g_i + mu m_i
+
+So the mean over all peers moves as DiLoCo's weights do, and a gamma of 1 brings two to one place
+whatever their momenta are.
+
 Differences from the paper: theta moves by m_i - D_i, D_i as the others decoded it. What rounding
 took away, and what was done while the exchange went on, stays in theta - phi, and so in the next D.
 With `kept` the largest elements of D alone are sent: then theta - phi is the error feedback. With
@@ -33,14 +43,17 @@ class NoLoCo(Mixing):
     vectors = (SLOW, MOMENTUM)
     coded = 2
 
-    def __init__(self, alpha: float, gamma: float, mu: float) -> None:
-        self._alpha, self._gamma, self._mu = alpha, gamma, mu
+    def __init__(self, alpha: float, gamma: float, mu: float, *, nesterov: bool = False) -> None:
+        self._alpha, self._mu, self._nesterov = alpha, mu, nesterov
+        self._gamma = gamma / (1 + mu) if nesterov else gamma
 
     def begin(self, state: State) -> None:
         state[SLOW].copy_(state[MODEL])
 
     def offer(self, state: State) -> list[Tensor]:
-        return [state[MODEL] - state[SLOW], state[SLOW]]
+        slow = state[SLOW]
+        held = slow + self._mu**2 * state[MOMENTUM] if self._nesterov else slow
+        return [state[MODEL] - slow, held]
 
     def moves(self, mine: Offer | None, others: Sequence[Offer]) -> list[Tensor]:
         """The momentum's gain, and D_i."""
@@ -55,8 +68,9 @@ class NoLoCo(Mixing):
         gain, moved = moves
         momentum = state[MOMENTUM]
         momentum.mul_(self._mu).add_(gain)
-        state[SLOW].add_(momentum)
-        state[MODEL].add_(momentum - moved)
+        step = gain + self._mu * momentum if self._nesterov else momentum
+        state[SLOW].add_(step)
+        state[MODEL].add_(step - moved)
 
     def alone(self, state: State) -> None:
         moved = state[MODEL] - state[SLOW]

@@ -18,7 +18,12 @@ class NoLoCoConfig(MeetingConfig):
     spring: Annotated[float, Field(ge=0, le=1)] = 0.7
     """gamma, of how far slow weights are apart; the paper's code has the rate's value."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """mu, heavy-ball."""
+    """mu, heavy-ball unless `nesterov`."""
+
+    nesterov: bool = False
+    """Nesterov's momentum, as DiLoCo has it, and a spring between where momenta lead, in place of
+    the paper's heavy ball and spring.
+    """
 
     kept: Annotated[int, Field(ge=1, le=CHUNK)] | None = None
     """Of each 4096 elements of a move so many are sent, at two bits and their places; what is not

@@ -108,7 +108,9 @@ def build_mixing(config: AnyGossip) -> "Mixing":
         case NoLoCoConfig():
             from node.methods.noloco import NoLoCo
 
-            return NoLoCo(config.learning_rate, config.spring, config.momentum)
+            return NoLoCo(
+                config.learning_rate, config.spring, config.momentum, nesterov=config.nesterov
+            )
         case PushSumConfig():
             from node.methods.push_sum import PushSum
 

@@ -79,6 +79,14 @@ def test_a_ring_mixes_slower_than_a_matching(q: int) -> None:
         assert ring[-1] > matching[-1]
 
 
+@pytest.mark.parametrize("q", [1, 2, 3, 4])
+def test_a_hypercube_has_the_mean_after_q_rounds(q: int) -> None:
+    models = torch.randn(2**q, 30, generator=torch.Generator().manual_seed(q), dtype=torch.float64)
+    found = mixed(models, "hypercube", q)
+    assert found[-1] < 1e-25 * found[0]
+    assert q == 1 or found[-2] > 0.01 * found[0]
+
+
 def test_the_estimate_is_unbiased_and_as_good_as_its_size() -> None:
     models = torch.randn(12, 5000, generator=torch.Generator().manual_seed(0))
     models *= torch.linspace(0.1, 2, 5000)  # coordinates are not alike

@@ -15,6 +15,7 @@ from node.methods.ad_psgd_config import AdPsgdConfig
 from node.methods.d_psgd import Averaging
 from node.methods.dadao import MODEL_AHEAD, Z_AHEAD, Dadao, Z
 from node.methods.noloco import MOMENTUM, SLOW, NoLoCo
+from node.methods.parts.gossip_config import Kind
 from node.methods.parts.mixing import MODEL
 from node.methods.push_sum import MASS, WEIGHT, PushSum
 from node.methods.variance_corrected import VarianceCorrected, factors
@@ -117,6 +118,59 @@ def test_noloco_moves_as_its_code_does_and_not_as_its_second_equation() -> None:
         assert torch.allclose(states[i][MOMENTUM], wanted, atol=1e-14)
         assert torch.allclose(states[i][SLOW], phi[i] + wanted, atol=1e-14)
         assert torch.allclose(states[i][MODEL], states[i][SLOW], atol=1e-14)
+
+
+def test_nesterovs_spring_holds_on_to_where_the_momentum_leads() -> None:
+    """With gamma 1 both are in one place then, however different their momenta were."""
+    mu, phi, d, m = 0.5, normal(2, 9, seed=1), normal(2, 9, seed=2), normal(2, 9, seed=3)
+    for gamma in (0.3, 1.0):
+        mixing = NoLoCo(0.6, gamma, mu, nesterov=True)
+        states = [state_of(mixing, row) for row in phi]
+        for state, moved, momentum in zip(states, d, m, strict=True):
+            state[MODEL] += moved
+            state[MOMENTUM].copy_(momentum)
+        mix(mixing, states)
+        u = phi + mu**2 * m
+        for i, j in ((0, 1), (1, 0)):
+            gain = 0.6 * (d[i] + d[j]) / 2 - gamma / (1 + mu) * (u[i] - u[j]) / 2
+            momentum = mu * m[i] + gain
+            assert torch.allclose(states[i][MOMENTUM], momentum, atol=1e-14)
+            assert torch.allclose(states[i][SLOW], phi[i] + gain + mu * momentum, atol=1e-14)
+            assert torch.allclose(states[i][MODEL], states[i][SLOW], atol=1e-14)
+    assert torch.allclose(states[0][SLOW], states[1][SLOW], atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["matching", "hypercube"])
+def test_with_nesterov_the_mean_moves_as_dilocos_weights_do(kind: Kind) -> None:
+    """Under moves that have nothing to do with each other. That of `outer_step`, by PyTorch."""
+    mixing, view = NoLoCo(0.4, 1.0, 0.8, nesterov=True), view_of(8)
+    states = [state_of(mixing, torch.zeros(40, dtype=torch.float64)) for _ in range(8)]
+    theta = torch.zeros(40, dtype=torch.float64, requires_grad=True)
+    outer = torch.optim.SGD([theta], lr=0.4, momentum=0.8, nesterov=True)
+    for round in range(30):
+        steps = normal(8, 40, seed=round)
+        for state, step in zip(states, steps, strict=True):
+            state[MODEL] += step
+        for one in meetings(kind, view, round):
+            mix(mixing, [states[view.members.index(member)] for member in one.peers])
+        theta.grad = -steps.mean(0)
+        outer.step()
+        mean = torch.stack([state[SLOW] for state in states]).mean(0)
+        assert torch.allclose(mean, theta.detach(), atol=1e-12)
+
+
+def test_with_nesterov_peers_stay_near_each_other_whatever_the_momentum() -> None:
+    apart = []
+    for nesterov in (False, True):
+        mixing, view = NoLoCo(0.4, 0.7, 0.8, nesterov=nesterov), view_of(8)
+        states = [state_of(mixing, torch.zeros(500, dtype=torch.float64)) for _ in range(8)]
+        for round in range(60):
+            for state, step in zip(states, normal(8, 500, seed=round), strict=True):
+                state[MODEL] += step
+            for one in meetings("matching", view, round):
+                mix(mixing, [states[view.members.index(member)] for member in one.peers])
+        apart.append(distance(torch.stack([state[SLOW] for state in states])))
+    assert apart[1] < 0.7 * apart[0]
 
 
 def test_noloco_of_groups_pulls_to_the_group_mean() -> None:

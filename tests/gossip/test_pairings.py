@@ -13,7 +13,7 @@ from node.gossip.pairings import View, exponential_wait, meetings, partners, set
 from node.methods.parts.gossip_config import Kind
 
 SEED = bytes(range(32))
-UNDIRECTED: tuple[Kind, ...] = ("matching", "groups", "ring")
+UNDIRECTED: tuple[Kind, ...] = ("matching", "groups", "ring", "hypercube")
 DIRECTED: tuple[Kind, ...] = ("exponential", "random")
 
 counts = st.integers(0, 70)
@@ -109,6 +109,31 @@ def test_a_ring_meets_both_neighbours_and_nobody_else(count: int) -> None:
     assert out == (Counter(ring) if count % 2 else Counter())
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 6, 8, 9])
+def test_a_hypercube_meets_along_one_axis_after_the_other(count: int) -> None:
+    order, hops = view(count).order, (count - 1).bit_length()
+    for round in range(2 * hops):
+        up, bit = round // hops, 1 << round % hops
+        met = {one.peers for one in meetings("hypercube", view(count), round)}
+        along = {
+            tuple(sorted(order[(up + at) % count] for at in (rank, rank + bit)))
+            for rank in range(count - bit)
+            if not rank & bit
+        }
+        assert along <= met
+        assert along == met or count & (count - 1)
+
+
+def test_nobody_sits_out_of_a_hypercube_for_good() -> None:
+    out = Counter(
+        peer
+        for round in range(3 * 5)
+        for peer in set(members(5))
+        - {p for one in meetings("hypercube", view(5), round) for p in one.peers}
+    )
+    assert out == Counter({member: 3 for member in members(5)})
+
+
 def test_the_exponential_graph_hops_by_powers_of_two() -> None:
     order = view(8).order
     hops = []
@@ -160,6 +185,8 @@ def test_pairings_stay_what_they_were() -> None:
     ranks = [[(one.peers[0][-1], one.peers[1][-1]) for one in each] for each in found]
     assert ranks == KNOWN
     assert exponential_wait(SEED, bytes(32), 0, 1 << 20) == KNOWN_WAIT
+    of_six = [(one.peers[0][-1], one.peers[1][-1]) for one in meetings("hypercube", view(6), 7)]
+    assert of_six == KNOWN_CUBE
 
 
 KNOWN = [
@@ -169,3 +196,4 @@ KNOWN = [
     [(0, 1), (1, 4), (2, 0), (3, 0), (4, 1)],
 ]
 KNOWN_WAIT = 781797
+KNOWN_CUBE = [(2, 3), (4, 5), (0, 1)]

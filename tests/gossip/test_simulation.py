@@ -119,7 +119,7 @@ def test_a_newcomer_to_a_row_has_a_new_optimizer() -> None:
     [
         ("d-psgd", {"pairing": "groups", "group": 3}),
         ("noloco", {}),
-        ("noloco", {"kept": 64, "slow_every": 2}),
+        ("noloco", {"kept": 64, "slow_every": 2, "nesterov": True, "pairing": "hypercube"}),
         ("push-sum", {}),
         ("dfedsam", {"pairing": "ring"}),
         ("variance-corrected", {}),

@@ -18,6 +18,7 @@ KINDS = pytest.mark.parametrize(
     [
         Gossiping(),
         Gossiping("ring"),
+        Gossiping("hypercube"),
         Gossiping("groups", group=4, stretches=9),
         Gossiping("exponential"),
         Gossiping("random", padding=600_000),

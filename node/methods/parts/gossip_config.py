@@ -14,7 +14,7 @@ from node.methods.parts.dense_layout import BLOCK, DenseLayout
 from node.methods.parts.stretches import ELEMENTS, cut
 from node.training.inner_config import InnerConfig
 
-Kind = Literal["matching", "groups", "ring", "exponential", "random"]
+Kind = Literal["matching", "groups", "ring", "hypercube", "exponential", "random"]
 
 
 class GossipConfig(BaseModel):
@@ -134,9 +134,10 @@ class GossipConfig(BaseModel):
 class MeetingConfig(GossipConfig):
     """Of methods in which all that meet send."""
 
-    pairing: Literal["matching", "groups", "ring"] = "matching"
+    pairing: Literal["matching", "groups", "ring", "hypercube"] = "matching"
     """Who meets whom in a round. `matching`: two and two at random. `groups`: as many as `group` at
-    random. `ring`: one's two neighbours in turns, the same ones for good.
+    random. `ring`: one's two neighbours in turns, the same ones for good. `hypercube`: 1, 2, 4, ...
+    places away in turns; of 2^q peers, all have the mean after q meetings.
     """
     group: Annotated[int, Field(ge=2, le=64)] = 2
     """Peers in a meeting, for `groups`; each sends to all others of it."""
