@@ -3,16 +3,19 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from node.offline import ReadOnlyStore
 from node.swarm import PeerProcess, Swarm
 from protocol.entries import Entry
+from protocol.ids import short
 from protocol.restore import entry_at
+from tests.chaos.record import identity_of, read_events
 
 WAIT_S = 240.0
+Run = Callable[..., tuple[int, str, str]]  # a command in this process: code, stdout, stderr
 
 
 @contextmanager
@@ -27,13 +30,13 @@ def ending(swarm: Swarm) -> Iterator[Swarm]:
             peer.process.wait()
 
 
-def grow(swarm: Swarm, peers: int) -> None:
-    """Until all are members."""
+def grow(swarm: Swarm, peers: int, options: Sequence[str] = ()) -> None:
+    """Until all are members. `options`: of those that join."""
     swarm.found()
     assert swarm.wait(swarm.invite_file.exists, WAIT_S), swarm.last_words(swarm.peers[0])
     for _ in range(peers - 1):
-        swarm.join()
-    assert swarm.wait(lambda: members_seen(swarm) == peers, WAIT_S), words(swarm)
+        swarm.join(options=options)
+    assert swarm.wait(lambda: members_seen(swarm) == peers, WAIT_S, every_s=0.2), words(swarm)
 
 
 def members_seen(swarm: Swarm) -> int:
@@ -46,6 +49,17 @@ def members_seen(swarm: Swarm) -> int:
 
 def words(swarm: Swarm) -> str:
     return "\n".join(f"--- {peer.name}\n{swarm.last_words(peer)}" for peer in swarm.peers)
+
+
+def faults(swarm: Swarm) -> list[str]:
+    """Whom each peer blames for what, as its own log has it."""
+    names = {short(identity_of(peer.home)): peer.name for peer in swarm.peers}
+    return [
+        f"{peer.name} blames {names.get(str(event['peer']), event['peer'])}: {event['error']}"
+        for peer in swarm.peers
+        for event in read_events(peer.home)
+        if event["event"] == "fault"
+    ]
 
 
 def reach(swarm: Swarm, round: int) -> None:

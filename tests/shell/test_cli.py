@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,12 @@ from protocol.identity import Identity
 from protocol.ids import PeerId, RunId
 from protocol.invites import Contact, Invite, encode_invite
 from tests.shell.runs import DILOCO, NOLOCO, SPARSELOCO, write_run
+from tests.shell.swarms import Run
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
     path for path in (ROOT / "configs").glob("*.toml") if not path.name.startswith("links-")
 )
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def peer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["peer", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        out, err = capsys.readouterr()
-        code = ended.value.code
-        return int(code) if code else 0, out, err
-
-    return run
 
 
 def complaint(err: str) -> tuple[str, str]:
