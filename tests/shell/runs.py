@@ -38,7 +38,7 @@ threads = 1
 
 UNHURRIED = """
 [node.optimizer]
-path = "tests.shell.device:Unhurried"
+path = "tests.chaos.device:Unhurried"
 options = { lr = 0.01 }
 """
 

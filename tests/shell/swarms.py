@@ -10,9 +10,7 @@ from typing import Any
 from node.offline import ReadOnlyStore
 from node.swarm import PeerProcess, Swarm
 from protocol.entries import Entry
-from protocol.ids import short
 from protocol.restore import entry_at
-from tests.chaos.record import identity_of, read_events
 
 WAIT_S = 240.0
 Run = Callable[..., tuple[int, str, str]]  # a command in this process: code, stdout, stderr
@@ -49,17 +47,6 @@ def members_seen(swarm: Swarm) -> int:
 
 def words(swarm: Swarm) -> str:
     return "\n".join(f"--- {peer.name}\n{swarm.last_words(peer)}" for peer in swarm.peers)
-
-
-def faults(swarm: Swarm) -> list[str]:
-    """Whom each peer blames for what, as its own log has it."""
-    names = {short(identity_of(peer.home)): peer.name for peer in swarm.peers}
-    return [
-        f"{peer.name} blames {names.get(str(event['peer']), event['peer'])}: {event['error']}"
-        for peer in swarm.peers
-        for event in read_events(peer.home)
-        if event["event"] == "fault"
-    ]
 
 
 def reach(swarm: Swarm, round: int) -> None:
