@@ -42,7 +42,7 @@ simulate: $(VENV)/.installed-dev
 	$(BIN)/python tests/scenarios/long.py --seeds 0:1000 --jobs $$(nproc)
 
 bench: $(VENV)/.installed-dev
-	@for bench in perturb merge sparse dense coefficients churn scatter probe probe_memory traffic newcomer simulator control; do \
+	@for bench in perturb merge sparse dense coefficients churn scatter probe probe_memory traffic newcomer simulator control gossip; do \
 		$(BIN)/python tests/bench/$$bench.py || exit 1; done
 
 # Six real processes that gossip while two are killed and two join, and what their mean is worth.
