@@ -13,6 +13,7 @@ from node.config import RunFile, load_run_file
 from node.errors import ConfigError
 from node.gossip.pairings import View
 from node.gossip.together import hold, meetings_of
+from node.methods.noloco_config import NoLoCoConfig
 from node.methods.parts.mixing import MODEL
 from node.methods.registry import AnyGossip
 from node.sim.gossip.crowd import Crowd
@@ -276,6 +277,24 @@ def test_distances_are_drawn(simulate: Simulate, tmp_path: Path) -> None:
     found = simulate(exchanges=4, train=False, spread=1.0, partition=(1, 2), follow=True)
     draw(found, tmp_path / "apart.png")
     assert (tmp_path / "apart.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("momentum", "pairing", "size"), [(0.9, "", 2), (0.95, "groups", 4)])
+def test_too_much_spring_drives_models_apart(
+    simulate: Simulate, momentum: float, pairing: str, size: int
+) -> None:
+    """What `peer check` warns of, as 24 peers do it that take no steps."""
+    changes = {"momentum": momentum, **({"pairing": pairing, "group": size} if pairing else {})}
+    most = NoLoCoConfig.model_validate({"name": "noloco", **changes}).spring_max
+    group = f'pairing = "{pairing}"\ngroup = {size}' if pairing else ""
+
+    def left(spring: float) -> float:
+        settings = f"momentum = {momentum}\nspring = {spring:.4f}\n{group}"
+        found = simulate("noloco", settings, peers=24, exchanges=80, train=False, spread=1.0)
+        return found.looks[-1].distance / found.looks[0].distance
+
+    assert left(0.5 * most) < 0.3
+    assert left(1.8 * most) > 4
 
 
 def test_asynchronous_peers_do_not_wait(simulate: Simulate) -> None:
