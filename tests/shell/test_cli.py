@@ -363,6 +363,45 @@ def test_simulate_trains_peers_that_gossip(peer: Run, tmp_path: Path) -> None:
     assert "--payload" in complaint(err)[0]
 
 
+def test_halves_that_are_apart_are_simulated_and_drawn(peer: Run, tmp_path: Path) -> None:
+    run = str(write_run(tmp_path, method=NOLOCO))
+    options = ["--peers", "4", "--rounds", "4", "--links", "lan", "--partition", "1:3"]
+    picture = tmp_path / "apart.png"
+    code, out, err = peer("simulate", run, *options, "--plot", str(picture))
+    assert code == 0, err
+    assert "halves apart from exchange 1 to 3" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    code, out, err = peer("simulate", run, *options, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["partition"] == [1, 3]
+    assert len(report["distances"]) >= 4
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--partition", "soon"], "'soon' is no span"),
+        (["--partition", "3:9"], "from exchange 3 to 9 of 4"),
+        (["--plot", "/nowhere/apart.png"], "/nowhere/apart.png cannot be written"),
+    ],
+)
+def test_a_partition_or_picture_that_cannot_be_is_refused(
+    peer: Run, tmp_path: Path, options: list[str], what: str
+) -> None:
+    run = str(write_run(tmp_path, method=NOLOCO))
+    code, _, err = peer("simulate", run, "--rounds", "4", *options)
+    assert code == 2
+    assert what in complaint(err)[0]
+
+
+@pytest.mark.parametrize("option", [["--split"], ["--partition", "1:2"], ["--plot", "a.png"]])
+def test_what_is_for_gossip_is_not_ignored_elsewhere(peer: Run, option: list[str]) -> None:
+    code, _, err = peer("simulate", "--peers", "4", "--rounds", "2", *option)
+    assert code == 2
+    assert f"{option[0]} is for peers that gossip" in complaint(err)[0]
+
+
 def test_check_measures_what_gossips(peer: Run, tmp_path: Path) -> None:
     """P7: an exchange is coded and counted; what lines make of it follows from that."""
     path = write_run(tmp_path, method=NOLOCO)
