@@ -11,7 +11,7 @@ SPSA_ROUNDS ?= 150
 CHAOS_SEED ?= 1
 CHAOS_LOGS ?= runs/chaos
 
-.PHONY: run run-spsa test lint proofs promises fuzz simulate bench chaos newcomer overlap chaos-long clean
+.PHONY: run run-spsa test lint proofs promises fuzz simulate bench gossip chaos newcomer overlap chaos-long clean
 
 run: $(VENV)/.installed
 	$(BIN)/peer up configs/stdlib-gpt-sparseloco.toml --peers 4 --rounds $(RUN_ROUNDS) --churn \
@@ -29,7 +29,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-proofs: promises fuzz simulate bench
+proofs: promises fuzz simulate bench gossip
 
 # Breaks each promise on purpose, in a copy, and looks whether a test notices.
 promises: $(VENV)/.installed-dev
@@ -42,8 +42,12 @@ simulate: $(VENV)/.installed-dev
 	$(BIN)/python tests/scenarios/long.py --seeds 0:1000 --jobs $$(nproc)
 
 bench: $(VENV)/.installed-dev
-	@for bench in perturb merge sparse dense coefficients churn scatter probe probe_memory traffic newcomer simulator control; do \
+	@for bench in perturb merge sparse dense coefficients churn scatter probe probe_memory traffic newcomer simulator control gossip; do \
 		$(BIN)/python tests/bench/$$bench.py || exit 1; done
+
+# Six real processes that gossip while two are killed and two join, and what their mean is worth.
+gossip: $(VENV)/.installed-dev
+	$(BIN)/python tests/chaos/gossip.py --minutes 5 --seed $(CHAOS_SEED)
 
 # Real processes under faults. Partitions and slow links need root, /dev/net/tun and gcc.
 chaos: $(VENV)/.installed-dev

@@ -121,7 +121,7 @@ def methods(
     if total_steps and tokens:
         raise ConfigError("--total-steps and --tokens are both given", "give one of them")
     if plot:
-        from node.compare.plot import check_plot
+        from node.picture import check_plot
 
         check_plot()
     wishes = Wishes(

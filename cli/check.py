@@ -39,14 +39,12 @@ def check(
     here, and warn of settings that are known to disappoint.
     """
     from node.config import load_run_file
-    from node.methods.registry import check_has_rounds
 
     from cli.options import node_config
 
     run_file = load_run_file(config)
     facts: dict[str, Any] = {"file": str(config), "name": run_file.name, "valid": True}
     if not quick:
-        check_has_rounds(run_file.method)
         from node.survey import UPLINKS, Swarm, survey
 
         settings = node_config(
@@ -80,6 +78,27 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("weights", size(facts["weights_bytes"])),
         ("peak memory", f"{size(facts['peak_bytes'])} while working, this process in all"),
         ("memory", ", ".join(f"{part} {size(count)}" for part, count in facts["memory"].items())),
+        (
+            "samples",
+            f"{facts['samples']:,} to train on, {facts['heldout_batches']} held-out batches",
+        ),
+        ("held-out loss", known(facts["heldout_loss"], "{:.4f} before training")),
+        (
+            "work",
+            f"{facts['work_per_round']} {facts['unit_of_work']} a round,"
+            f" {facts['seconds_per_unit']:.3f} s each",
+        ),
+        *(_gossip_rows(facts) if facts["gossips"] else _round_rows(facts)),
+        ("device", drives(facts)),
+        *(_outlook(facts, line) for line in facts["outlooks"]),
+        ("model digest", facts["model_digest"][:16]),
+        ("data digest", (facts["data_digest"] or "none: private")[:16]),
+    ]
+
+
+def _round_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Of a run whose peers hold one model in common."""
+    return [
         ("state", f"{size(facts['state_bytes'])} that all peers keep alike"),
         (
             "snapshot",
@@ -92,33 +111,49 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             " with each round, comes on top",
         ),
         (
-            "samples",
-            f"{facts['samples']:,} to train on, {facts['heldout_batches']} held-out batches",
-        ),
-        ("held-out loss", known(facts["heldout_loss"], "{:.4f} before training")),
-        (
-            "work",
-            f"{facts['work_per_round']} {facts['unit_of_work']} a round,"
-            f" {facts['seconds_per_unit']:.3f} s each",
-        ),
-        (
             "sent",
             f"{facts['payload_bytes']} bytes of payload"
             + (f" and {size(facts['attachment_bytes'])} attached" * bool(facts["attachment_bytes"]))
             + (", summed part by part" * bool(facts["summed_parts"]))
             + " a round and peer",
         ),
-        ("device", drives(facts)),
-        *(_outlook(facts["peers"], line) for line in facts["outlooks"]),
-        ("model digest", facts["model_digest"][:16]),
-        ("data digest", (facts["data_digest"] or "none: private")[:16]),
     ]
 
 
-def _outlook(peers: int, line: dict[str, float]) -> tuple[str, str]:
+def _gossip_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Of one in which each has a model of its own."""
+    times, others = facts["exchanges_a_round"], facts["meeting_size"] - 1
+    return [
+        ("model", "one for each peer, that averages with whom it meets; one mean is the end"),
+        (
+            "exchange",
+            f"{size(facts['exchange_bytes'])} to each of {others} other{'s' * (others > 1)},"
+            f" {times} a round; {facts['exchange_cpu_s']:.2g} s to code and to add",
+        ),
+        ("pairing", f"{facts['kind']}; {_mixing(facts)}"),
+        (
+            "disk",
+            f"{size(facts['exchange_disk_bytes'])} written in an exchange;"
+            f" {size(2 * facts['state_bytes'] + facts['journal_bytes_max'])} at most for the model"
+            " and what exchanges did to it",
+        ),
+    ]
+
+
+def _mixing(facts: dict[str, Any]) -> str:
+    if facts["mixing_rounds"] is None:
+        return "theory has no number for how fast it mixes: `peer simulate RUN` measures it"
+    return (
+        f"a round leaves {facts['mixing']:.3f} of how far {facts['peers']} peers are apart,"
+        f" {facts['mixing_rounds']:.0f} rounds a thousandth, but for what steps add"
+    )
+
+
+def _outlook(facts: dict[str, Any], line: dict[str, float]) -> tuple[str, str]:
     """Calculated from what was measured, for machines like this one."""
+    merge = f"; {line['merge_s']:.2g} s to merge all models" if facts["gossips"] else ""
     return (
         f"{line['uplink_mbit']:g} Mbit/s",
-        f"{peers} such peers: {line['round_s']:.3g} s a round, {line['exchange_s']:.2g} s of it"
-        f" exchange; an epoch in {line['epoch_h']:.3g} h",
+        f"{facts['peers']} such peers: {line['round_s']:.3g} s a round, {line['exchange_s']:.2g} s"
+        f" of it exchange; an epoch in {line['epoch_h']:.3g} h{merge}",
     )

@@ -53,6 +53,8 @@ def export(
             raise UserError("a patch holds no merged model", "leave out --patch or --merge")
         _merge(target, home, model, data, teller, merge_adapter=merge_adapter, as_json=as_json)
         return
+    if patch:
+        _check_patch(target, home)
     rebuilt = open_home(home, model, data, teller)
     state = rebuilt.replica.digest()
     facts: dict[str, Any] = {
@@ -60,15 +62,7 @@ def export(
         "digest": f"{state:016x}",
         "path": str(target),
     }
-    gossips = rebuilt.membership.manifest.method.gossips
     if patch:
-        if gossips:
-            raise UserError(
-                "models of a run that gossips do not follow from its ledger, so there is no patch",
-                "`peer export DIR --merge` writes the mean of all members' models",
-            )
-        if target.is_dir():
-            raise UserError(f"{target} is a folder", "--patch writes a file; name one")
         facts["bytes"] = write_patch(target, rebuilt.membership.raw, rebuilt.bodies, state)
     else:
         weights.export(rebuilt.workshop.model, target, merge_adapter=merge_adapter)
@@ -77,8 +71,28 @@ def export(
         print_json(facts)
     else:
         print(f"{target}: {size(facts['bytes'])}, round {facts['round']}, digest {facts['digest']}")
-        if gossips:
+        if rebuilt.membership.manifest.method.gossips:
             say("this is one member's own model; --merge writes the mean of all members'")
+
+
+def _check_patch(target: Path, home: Path | None) -> None:
+    """Before anything is loaded. Raises UserError."""
+    from node.errors import UserError
+    from node.offline import ReadOnlyStore, recall_membership
+
+    place = find_home(home)
+    disk = ReadOnlyStore(place)
+    try:
+        membership, _, _ = recall_membership(place, disk, {})
+    finally:
+        disk.close()
+    if membership.manifest.method.gossips:
+        raise UserError(
+            "models of a run that gossips do not follow from its ledger, so there is no patch",
+            "`peer export DIR --merge` writes the mean of all members' models",
+        )
+    if target.is_dir():
+        raise UserError(f"{target} is a folder", "--patch writes a file; name one")
 
 
 def _merge(

@@ -38,6 +38,17 @@ def simulate(
             "--split", help="Gossip: each peer trains on a stretch of the data of its own."
         ),
     ] = False,
+    partition: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FROM:TO",
+            help="Gossip: the halves of the swarm cannot reach each other between these exchanges.",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Gossip: a PNG to write, how far models are apart after each exchange."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the real protocol under virtual time; say seconds per round, bytes, and who is slow.
@@ -46,6 +57,7 @@ def simulate(
     what is said is how fast they come together, losses, and bytes. --faults: in one exchange of a
     hundred a peer dies half-way, and a new one comes for it later.
     """
+    from node.errors import ConfigError
     from node.sim.links import links_named
     from node.sim.report import simulate as run
     from protocol.rules import Rules
@@ -53,7 +65,6 @@ def simulate(
     rules, work_bytes = Rules(), 67
     if config is not None:
         from node.config import load_run_file
-        from node.errors import ConfigError
 
         run_file = load_run_file(config)
         if run_file.method.gossips:
@@ -63,7 +74,7 @@ def simulate(
 
             simulate_gossip(
                 run_file, config, peers, rounds, links, seed, faults=faults, split=split,
-                as_json=as_json,
+                partition=_span(partition), plot=plot, as_json=as_json,
             )  # fmt: skip
             return
         rules = run_file.rules.rules()
@@ -75,6 +86,11 @@ def simulate(
                 "pass --payload with a few bytes to see what the rest of a round takes",
             )
         work_bytes = usual or work_bytes
+    for name, asked in (("--split", split), ("--partition", partition), ("--plot", plot)):
+        if asked:
+            raise ConfigError(
+                f"{name} is for peers that gossip", "name a run file of a method that gossips"
+            )
     teller = Teller(0.5)
 
     def tell(progress: "Progress") -> None:
@@ -92,6 +108,18 @@ def simulate(
         tell=tell,
     )
     print_json(report.model_dump(mode="json")) if as_json else _tell(report)
+
+
+def _span(text: str | None) -> tuple[int, int] | None:
+    """FROM:TO. Raises ConfigError."""
+    from node.errors import ConfigError
+
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise ConfigError(f"--partition {text!r} is no span of exchanges", "write it as 20:40")
+    return int(first), int(last)
 
 
 def _tell(report: "Report") -> None:

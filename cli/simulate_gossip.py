@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from cli.console import Teller, known, print_json, size
+from cli.console import Teller, known, print_json, say, size
 
 if TYPE_CHECKING:
     from node.config import RunFile
@@ -22,12 +22,16 @@ def simulate_gossip(
     *,
     faults: bool,
     split: bool,
+    partition: tuple[int, int] | None,
+    plot: Path | None,
     as_json: bool,
 ) -> None:
     """Raises UserError."""
     from node.sim.gossip.report import simulate_gossip as run
     from node.sim.links import links_named
 
+    if plot is not None:
+        _check_picture(plot)
     teller = Teller(0.5)
 
     def tell(done: float, left_s: float | None) -> None:
@@ -43,9 +47,26 @@ def simulate_gossip(
         death=_DEATH if faults else 0.0,
         joins=faults,
         split=split,
+        partition=partition,
+        follow=partition is not None or plot is not None,
         tell=tell,
     )
     print_json(report.model_dump(mode="json")) if as_json else _tell(report)
+    if plot is not None:
+        from node.sim.gossip.plot import draw
+
+        draw(report, plot)
+        say(f"{plot}: how far models are apart")
+
+
+def _check_picture(path: Path) -> None:
+    """Before minutes of simulation. Raises UserError."""
+    from node.errors import ConfigError
+    from node.picture import check_plot
+
+    check_plot()
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise ConfigError(f"{path} cannot be written", "name a file in a folder that is there")
 
 
 def _tell(report: "GossipReport") -> None:
@@ -79,6 +100,21 @@ def _tell(report: "GossipReport") -> None:
             f"{known(look.own_loss, '{:.3f}'):>9}{look.distance:>11.4g}{look.estimated:>11.4g}"
         )
     print("merged, own: held-out loss of the mean of all models, and of a few peers' own")
+    if report.partition is not None:
+        print(_halves(report))
+
+
+def _halves(report: "GossipReport") -> str:
+    """What a partition did."""
+    assert report.partition is not None
+    first, last = report.partition
+    measured = [(one.exchanges, one.all) for one in report.distances]
+    before = max((d for at, d in measured if at <= first), default=0.0)
+    apart = max((d for at, d in measured if first < at <= last), default=0.0)
+    return (
+        f"halves apart from exchange {first} to {last}: the distance was at most {before:.4g}"
+        f" before, {apart:.4g} then, and is {measured[-1][1]:.4g} at the end"
+    )
 
 
 def _kept(report: "GossipReport") -> str:

@@ -55,6 +55,15 @@ METRICS: Final[Mapping[str, Spec]] = {
     "peer_disk_bytes": Spec(Kind.GAUGE, "Disk that this peer's folder takes", "part"),
     "peer_chunk_bytes": Spec(Kind.COUNTER, "Chunks sent to others and fetched", "direction"),
     "peer_damaged_chunks": Spec(Kind.COUNTER, "Chunks on disk that no longer fitted their names"),
+    "peer_exchange_number": Spec(Kind.GAUGE, "Gossip: exchange that this peer is at"),
+    "peer_exchanges": Spec(Kind.COUNTER, "Gossip: exchanges, by how they ended", "outcome"),
+    "peer_exchanges_in_doubt": Spec(Kind.GAUGE, "Gossip: exchanges of which the end is not known"),
+    "peer_consensus_distance": Spec(
+        Kind.GAUGE, "Gossip: mean squared distance of members' models from their mean, estimated"
+    ),
+    "peer_own_heldout_loss": Spec(
+        Kind.GAUGE, "Gossip: held-out loss of this peer's own model, nats"
+    ),
     "peer_apply_seconds": Spec(Kind.SUMMARY, "Time to apply one closed round"),
 }
 

@@ -13,6 +13,7 @@ from node.errors import UserError
 from node.examine import examine
 from node.gossip.gather import gather
 from node.gossip.port import GossipPort
+from node.metrics import Metrics
 from node.prober import NodeProber
 from node.room import disk_by_part
 from node.snapshots import Snapshots
@@ -51,6 +52,19 @@ class Running:
     stats: Stats
     gossip: GossipPort
     post: Callable[[Event], None]
+
+
+def count_gossip(metrics: Metrics, facts: Mapping[str, Any]) -> None:
+    """What `peer status` says of a run that gossips, as numbers; nothing of others."""
+    if not facts["gossips"]:
+        return
+    metrics.set("peer_exchange_number", facts.get("exchange"))
+    ended = {"whole": facts.get("exchanges_done"), "given_up": facts.get("exchanges_given_up")}
+    known = {outcome: float(count) for outcome, count in ended.items() if count is not None}
+    metrics.set_all("peer_exchanges", known)
+    metrics.set("peer_exchanges_in_doubt", facts["exchanges_in_doubt"])
+    metrics.set("peer_consensus_distance", facts.get("consensus_distance"))
+    metrics.set("peer_own_heldout_loss", facts.get("own_heldout_loss"))
 
 
 class Status:
@@ -167,6 +181,7 @@ class Status:
         metrics.set("peer_chunk_bytes", running.donor.fetched_bytes, "in")
         metrics.set("peer_chunk_bytes", running.donor.served_bytes, "out")
         metrics.set("peer_damaged_chunks", running.donor.damaged)
+        count_gossip(metrics, self._about_gossip())
 
     def status(self) -> dict[str, Any]:
         return {

@@ -5,16 +5,19 @@ what follows from those for a swarm of machines like it on lines of so many Mbit
 import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from torch import nn
+from torch import Tensor, nn
 
 from node.build import Workshop, open_box
 from node.config import NodeConfig, RunFile
-from node.methods.base import Method, RoundContext
+from node.gossip import survey as gossip
+from node.gossip.checkpoints import Checkpoints
+from node.methods.base import RoundContext
+from node.methods.parts.gossip_config import GossipConfig
 from node.replica import Replica
 from node.snapshots import KEPT, ON_DISK_MAX
 from protocol.ids import PeerId, RunId
@@ -42,6 +45,67 @@ def survey(run_file: RunFile, node: NodeConfig, root: Path, swarm: Swarm) -> dic
 
 
 def _measure(run_file: RunFile, workshop: Workshop, swarm: Swarm) -> dict[str, Any]:
+    if isinstance(run_file.method, GossipConfig):
+        found = _measure_gossip(run_file, workshop, swarm)
+    else:
+        found = _measure_rounds(run_file, workshop, swarm)
+    parameters = list(workshop.model.module.parameters())
+    data_digest = workshop.data_digest()
+    return {
+        "gossips": run_file.method.gossips,
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        "weights_bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "samples": workshop.data.samples,
+        "heldout_batches": len(workshop.data.held_out()),
+        "unit_of_work": run_file.method.unit_of_work,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "model_digest": workshop.model_digest().hex(),
+        "data_digest": None if data_digest is None else data_digest.hex(),
+        "device": str(workshop.device),
+        "processes": 1 if workshop.box is None else workshop.box.processes,
+        "peers": swarm.peers,
+        **found,
+    }
+
+
+def _measure_gossip(run_file: RunFile, workshop: Workshop, swarm: Swarm) -> dict[str, Any]:
+    method = run_file.method
+    trainer = workshop.trainer(RunId(bytes(32)), method)
+    assert isinstance(method, GossipConfig)
+    assert isinstance(trainer.method, Checkpoints)
+    party = trainer.method.party
+    heldout = trainer.heldout()
+    work = gossip.time_work(party, run_file.rules.window_s)
+    trade = gossip.time_exchange(party)
+    facts = gossip.facts_of(party, work, trade, swarm.peers)
+    parameters = list(workshop.model.module.parameters())
+    memory = _memory(parameters, run_file, party.local_state(), 1)
+    private = run_file.data.private
+    return {
+        **facts,
+        "heldout_loss": heldout,
+        "memory": {**memory, "exchange": trade.open_bytes},
+        "cautions": [
+            *method.cautions(),
+            *gossip.cautions(party.config, swarm.peers, is_private=private),
+        ],
+        "outlooks": [
+            gossip.outlook(
+                workshop.data.samples,
+                work.batches * run_file.data.batch,
+                work,
+                facts,
+                swarm.peers,
+                mbit,
+                waits=method.kind is not None,
+            )
+            for mbit in swarm.uplinks_mbit
+        ],
+    }
+
+
+def _measure_rounds(run_file: RunFile, workshop: Workshop, swarm: Swarm) -> dict[str, Any]:
     parameters = list(workshop.model.module.parameters())
     run, me = RunId(bytes(32)), PeerId(os.urandom(32))
     trainer = workshop.trainer(run, run_file.method)
@@ -54,14 +118,10 @@ def _measure(run_file: RunFile, workshop: Workshop, swarm: Swarm) -> dict[str, A
     result = trainer.method.work(context)
     seconds = time.monotonic() - started
     work = trainer.method.weigh(result.payload)
-    data_digest = workshop.data_digest()
     sent_bytes = len(result.payload) + len(result.attachment)
     samples = work * run_file.data.batch
     snapshot_bytes = Replica(trainer.method, trainer.initial_state, run, me, (me,)).stream().size
     return {
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-        "weights_bytes": sum(p.numel() * p.element_size() for p in parameters),
         "state_bytes": sum(
             tensor.numel() * tensor.element_size()
             for tensor in trainer.method.replicated_state().values()
@@ -70,23 +130,19 @@ def _measure(run_file: RunFile, workshop: Workshop, swarm: Swarm) -> dict[str, A
         "snapshot_every": run_file.rules.snapshot_every,
         "snapshots_kept": KEPT,
         "snapshots_bytes_max": ON_DISK_MAX * snapshot_bytes,
-        "samples": workshop.data.samples,
-        "heldout_batches": len(workshop.data.held_out()),
         "heldout_loss": trainer.heldout(),
         "work_per_round": work,
-        "unit_of_work": run_file.method.unit_of_work,
         "seconds_per_unit": seconds / work,
         "payload_bytes": len(result.payload),
         "attachment_bytes": len(result.attachment),
         "summed_parts": _parts(run_file, workshop, swarm.peers),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "model_digest": workshop.model_digest().hex(),
-        "data_digest": None if data_digest is None else data_digest.hex(),
-        "device": str(workshop.device),
-        "processes": processes,
-        "memory": _memory(trainer.method, parameters, run_file, processes),
+        "memory": _memory(
+            parameters,
+            run_file,
+            {**trainer.method.replicated_state(), **trainer.method.local_state()},
+            processes,
+        ),
         "cautions": list(run_file.method.cautions()),
-        "peers": swarm.peers,
         "outlooks": [
             outlook(
                 workshop.data.samples,
@@ -136,7 +192,10 @@ def outlook(
 
 
 def _memory(
-    method: Method, parameters: Sequence[nn.Parameter], run_file: RunFile, processes: int
+    parameters: Sequence[nn.Parameter],
+    run_file: RunFile,
+    state: Mapping[str, Tensor],  # of the method
+    processes: int,
 ) -> dict[str, int]:
     """Bytes that stay between rounds, by part; what passes through a model comes on top. Of several
     processes, the first: the others have only what is shared out.
@@ -146,7 +205,7 @@ def _memory(
         trained = (p for p in parameters if p.requires_grad)
         parts["gradient"] = sum(p.numel() * p.element_size() for p in trained)
     shared = {p.data_ptr() for p in parameters}  # SPSA's weights are the model's own
-    for name, tensor in [*method.replicated_state().items(), *method.local_state().items()]:
+    for name, tensor in state.items():
         if tensor.data_ptr() not in shared:
             part = name.split(".")[0]
             parts[part] = parts.get(part, 0) + tensor.numel() * tensor.element_size()

@@ -5,43 +5,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from node.compare.report import Report, Row
-from node.errors import optional
+from node.picture import COLOURS, GREY, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PICTURE: Final = "methods.png"
-_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS: Final = "osD^vP"
-_GREY: Final = "#444444"
-_STYLE: Final = {
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e3e3e3",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 10,
-}
-
-
-def check_plot() -> None:
-    """Raises MissingExtra."""
-    optional("matplotlib", "plot")
 
 
 def draw(report: Report, path: Path) -> None:
     """A PNG. Raises MissingExtra."""
-    matplotlib: Any = optional("matplotlib", "plot")
-    from matplotlib.figure import Figure
-
     baseline, *rows = report.rows
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(11, 4.8), dpi=160, layout="constrained")
+    with picture(path, 11, 4.8) as figure:
         left, right = figure.subplots(1, 2)
         _draw_gaps(left, baseline, rows)
         _draw_bytes(right, baseline, rows)
@@ -55,7 +31,6 @@ def draw(report: Report, path: Path) -> None:
             f" {tokens}, {seeds}",
             fontsize=12,
         )
-        figure.savefig(path, format="png")
 
 
 def _draw_gaps(axes: "Axes", baseline: Row, rows: Sequence[Row]) -> None:
@@ -100,10 +75,10 @@ def _draw_bytes(axes: "Axes", baseline: Row, rows: Sequence[Row]) -> None:
 
 
 def _draw_baseline(axes: "Axes", at: float, said: str) -> None:
-    axes.axhline(at, color=_GREY, linestyle="--", linewidth=1.4)
+    axes.axhline(at, color=GREY, linestyle="--", linewidth=1.4)
     axes.annotate(
         said, (0.99, at), xycoords=("axes fraction", "data"), xytext=(0, 4),
-        textcoords="offset points", ha="right", va="bottom", color=_GREY, fontsize=10,
+        textcoords="offset points", ha="right", va="bottom", color=GREY, fontsize=10,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
     )  # fmt: skip
 
@@ -128,7 +103,7 @@ def _lines(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 def _look(number: int) -> dict[str, Any]:
     return {
-        "color": _COLOURS[number % len(_COLOURS)],
+        "color": COLOURS[number % len(COLOURS)],
         "marker": _MARKERS[number % len(_MARKERS)],
         "markersize": 6.5,
         "linewidth": 2,

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 FILE: Final = "gossip.safetensors"
 _HEAD: Final = struct.Struct(">I8s")
 _DTYPES: Final = {"f4": torch.float32, "f8": torch.float64}
-_LOG_BYTES_MIN: Final = 16 << 20
-_LOG_SHARE: Final = 4  # the log may be so many times the state
+LOG_BYTES_MIN: Final = 16 << 20
+LOG_SHARE: Final = 4  # the log may be so many times the state
 _TRIES: Final = 5
 # Steps of who meets nobody, and the optimizer's state, are in the whole file only. It is written so
 # often that this takes a fiftieth of the time at most, and loses so many seconds at most.
@@ -168,7 +168,7 @@ class Journal:
     # All of it
 
     def save_if_due(self, told: Callable[[], Mapping[str, str]]) -> None:
-        most = max(_LOG_BYTES_MIN, _LOG_SHARE * self._state_bytes)
+        most = max(LOG_BYTES_MIN, LOG_SHARE * self._state_bytes)
         if self._size > most or time.monotonic() - self._saved_s > self._every_s:
             self.save(told())
 

@@ -1,12 +1,14 @@
 """What a run file says of NoLoCo, and what follows from that alone."""
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Field
 
 from node.methods.parts.chunks import CHUNK
 from node.methods.parts.gossip_config import MeetingConfig
+
+_GAIN_WELL: Final = 2.0
 
 
 class NoLoCoConfig(MeetingConfig):
@@ -48,10 +50,33 @@ class NoLoCoConfig(MeetingConfig):
     def vectors_due(self, stretch: int, turn: int) -> int:
         return 2 if (stretch + turn) % self.slow_every == 0 else 1
 
+    @property
+    def spring_max(self) -> float:
+        """With more, slow weights of many peers that meet n by n at random drift apart by the very
+        exchanges: then the second moments of (phi, m), which one exchange maps linearly, grow. The
+        map is singular less the identity at gamma = 2 n (1 - mu^2) / (n - mu (n - 2)); for pairs,
+        2 (1 - mu^2).
+        """
+        n, mu = self.meeting_size, self.momentum
+        return 2 * n * (1 - mu * mu) / (n - mu * (n - 2))
+
     def cautions(self) -> Sequence[str]:
+        found = []
         if not self.spring:
-            return ["spring = 0: nothing pulls slow weights together, and they part for good"]
-        return []
+            found.append("spring = 0: nothing pulls slow weights together, and they part for good")
+        if self.spring >= self.spring_max:
+            found.append(
+                f"spring = {self.spring:g} with momentum {self.momentum:g} is too much: exchanges"
+                f" themselves drive models apart from {self.spring_max:.2g} on"
+            )
+        gain = self.learning_rate / (1 - self.momentum)
+        if gain > _GAIN_WELL:
+            found.append(
+                f"rate {self.learning_rate:g} with momentum {self.momentum:g}: in the long run each"
+                f" move counts {gain:.1f} times, over some {1 / (1 - self.momentum):.0f} exchanges;"
+                " with few of those it overshoots (the paper's 0.7 with 0.5: 1.4 times)"
+            )
+        return found
 
     def with_rate(self, rate: str) -> Self:
         return self.changed(learning_rate=float(rate))

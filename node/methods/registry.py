@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Final, assert_never, get_args
 
 from pydantic import Discriminator
 
-from node.errors import ConfigError
 from node.methods.ad_psgd_config import AdPsgdConfig
 from node.methods.base import Method
 from node.methods.d_psgd_config import DPsgdConfig
@@ -87,15 +86,6 @@ def build_method(config: MethodConfig, setup: "Setup") -> Method:
             return Checkpoints(config, setup)
         case _:
             assert_never(config)
-
-
-def check_has_rounds(config: MethodConfig) -> None:
-    """Raises ConfigError for a method that gossips, where a round's work is to be measured."""
-    if isinstance(config, GossipConfig):
-        raise ConfigError(
-            f"{config.name} gossips, and what that takes is not measured by `peer check` yet",
-            "`peer check --quick` validates the run file; `peer simulate RUN` runs it",
-        )
 
 
 def build_mixing(config: AnyGossip) -> "Mixing":

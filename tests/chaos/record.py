@@ -14,9 +14,10 @@ from node.config import Manifest
 from node.methods.parts.probes import decode
 from node.offline import ReadOnlyStore
 from node.store import load_identity
+from node.swarm import PeerProcess
 from protocol.entries import Cause, Entry
 from protocol.identity import Identity
-from protocol.ids import PeerId
+from protocol.ids import PeerId, short
 from protocol.restore import entry_at
 from protocol.roster import Roster
 from tests.chaos.crew import Crew
@@ -137,6 +138,18 @@ def _closings(homes: Iterable[Path]) -> dict[tuple[int, str], float]:
 
 def identity_of(home: Path) -> PeerId:
     return Identity(load_identity(home)).peer
+
+
+def told_faults(peers: Iterable[PeerProcess]) -> list[str]:
+    """Whom each of these peers blames for what, as its own log has it."""
+    listed = list(peers)
+    names = {short(identity_of(peer.home)): peer.name for peer in listed}
+    return [
+        f"{peer.name} blames {names.get(str(event['peer']), event['peer'])}: {event['error']}"
+        for peer in listed
+        for event in read_events(peer.home)
+        if event["event"] == "fault"
+    ]
 
 
 def summarise(crew: Crew, record: Record, first_s: float, last_s: float) -> dict[str, object]:

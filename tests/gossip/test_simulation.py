@@ -13,9 +13,11 @@ from node.config import RunFile, load_run_file
 from node.errors import ConfigError
 from node.gossip.pairings import View
 from node.gossip.together import hold, meetings_of
+from node.methods.noloco_config import NoLoCoConfig
 from node.methods.parts.mixing import MODEL
 from node.methods.registry import AnyGossip
 from node.sim.gossip.crowd import Crowd
+from node.sim.gossip.plot import draw
 from node.sim.gossip.report import GossipReport, simulate_gossip
 from node.sim.gossip.steps import Rows
 from node.sim.links import PRESETS, LinkKind
@@ -231,6 +233,68 @@ def test_new_peers_take_the_places_of_the_dead(simulate: Simulate, name: str) ->
     assert report.kept_drift is not None
     assert report.kept_drift < 1e-5
     assert report.alone > 0  # who waited for one that died
+
+
+@pytest.mark.parametrize("name", ["d-psgd", "push-sum", "ad-psgd"])
+def test_halves_that_cannot_meet_come_to_a_model_each_and_then_to_one(
+    simulate: Simulate, name: str
+) -> None:
+    """Without steps: what is left between halves stays to the last digit until they meet again."""
+    found = simulate(
+        name, peers=10, exchanges=60, train=False, spread=1.0, seed=2, partition=(2, 30),
+        follow=True,
+    )  # fmt: skip
+    by = {round(one.exchanges): one for one in found.distances}
+    assert by[29].halves < by[2].halves / 1000
+    assert by[29].all > 0.1
+    assert by[29].all == pytest.approx(by[25].all, rel=1e-2)
+    assert found.distances[-1].all < by[29].all / 1000
+    assert found.kept_drift is not None
+    assert found.kept_drift < 1e-6
+    assert found.partition == (2, 30)
+
+
+def test_models_part_while_halves_cannot_meet_and_come_together_after(simulate: Simulate) -> None:
+    found = simulate(peers=8, exchanges=40, split=True, partition=(12, 28), follow=True)
+    before = max(one.all for one in found.distances if one.exchanges <= 12)
+    apart = [one for one in found.distances if 12 < one.exchanges <= 28]
+    assert apart[-1].all > 3 * before
+    assert apart[-1].all > apart[len(apart) // 2].all > apart[0].all
+    assert all(one.halves < 1.5 * before for one in apart)
+    assert found.distances[-1].all < apart[-1].all / 5
+    assert found.waited_share < 0.5
+
+
+@pytest.mark.parametrize("partition", [(0, 3), (3, 3), (3, 2), (2, 4)])
+def test_a_swarm_is_in_halves_for_a_while_only(
+    simulate: Simulate, partition: tuple[int, int]
+) -> None:
+    with pytest.raises(ConfigError, match="cannot be in halves"):
+        simulate(exchanges=4, partition=partition)
+
+
+def test_distances_are_drawn(simulate: Simulate, tmp_path: Path) -> None:
+    found = simulate(exchanges=4, train=False, spread=1.0, partition=(1, 2), follow=True)
+    draw(found, tmp_path / "apart.png")
+    assert (tmp_path / "apart.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("momentum", "pairing", "size"), [(0.9, "", 2), (0.95, "groups", 4)])
+def test_too_much_spring_drives_models_apart(
+    simulate: Simulate, momentum: float, pairing: str, size: int
+) -> None:
+    """What `peer check` warns of, as 24 peers do it that take no steps."""
+    changes = {"momentum": momentum, **({"pairing": pairing, "group": size} if pairing else {})}
+    most = NoLoCoConfig.model_validate({"name": "noloco", **changes}).spring_max
+    group = f'pairing = "{pairing}"\ngroup = {size}' if pairing else ""
+
+    def left(spring: float) -> float:
+        settings = f"momentum = {momentum}\nspring = {spring:.4f}\n{group}"
+        found = simulate("noloco", settings, peers=24, exchanges=80, train=False, spread=1.0)
+        return found.looks[-1].distance / found.looks[0].distance
+
+    assert left(0.5 * most) < 0.3
+    assert left(1.8 * most) > 4
 
 
 def test_asynchronous_peers_do_not_wait(simulate: Simulate) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cli import app
 from node.swarm import Swarm
 from tests.shell.runs import write_run
-from tests.shell.swarms import ending
+from tests.shell.swarms import Run, ending
 
 
 @pytest.fixture
@@ -31,3 +32,19 @@ def swarm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Swarm]:
     swarm = Swarm(tmp_path / "swarm", config, ["--threads", "1"])
     with ending(swarm):
         yield swarm
+
+
+@pytest.fixture
+def peer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["peer", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        out, err = capsys.readouterr()
+        code = ended.value.code
+        return int(code) if code else 0, out, err
+
+    return run

@@ -33,6 +33,13 @@ snapshot_every = {snapshot_every}
 
 [node]
 threads = 1
+{node}
+"""
+
+UNHURRIED = """
+[node.optimizer]
+path = "tests.chaos.device:Unhurried"
+options = { lr = 0.01 }
 """
 
 SPSA = """
@@ -66,6 +73,7 @@ def write_run(
     attachment_bytes_max: int | None = None,
     parts_max: int | None = None,
     method: str = SPSA,
+    node: str = "",
 ) -> Path:
     """A run file and its text in `folder`."""
     text = folder / "text.txt"
@@ -79,6 +87,7 @@ def write_run(
             window_s=window_s,
             patience_s=patience_s,
             snapshot_every=snapshot_every,
+            node=node,
             attachments="\n".join(
                 f"{key} = {value}"
                 for key, value in [

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from protocol.entries import Entry
 from protocol.restore import entry_at
 
 WAIT_S = 240.0
+Run = Callable[..., tuple[int, str, str]]  # a command in this process: code, stdout, stderr
 
 
 @contextmanager
@@ -27,13 +28,13 @@ def ending(swarm: Swarm) -> Iterator[Swarm]:
             peer.process.wait()
 
 
-def grow(swarm: Swarm, peers: int) -> None:
-    """Until all are members."""
+def grow(swarm: Swarm, peers: int, options: Sequence[str] = ()) -> None:
+    """Until all are members. `options`: of those that join."""
     swarm.found()
     assert swarm.wait(swarm.invite_file.exists, WAIT_S), swarm.last_words(swarm.peers[0])
     for _ in range(peers - 1):
-        swarm.join()
-    assert swarm.wait(lambda: members_seen(swarm) == peers, WAIT_S), words(swarm)
+        swarm.join(options=options)
+    assert swarm.wait(lambda: members_seen(swarm) == peers, WAIT_S, every_s=0.2), words(swarm)
 
 
 def members_seen(swarm: Swarm) -> int:

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,12 @@ from protocol.identity import Identity
 from protocol.ids import PeerId, RunId
 from protocol.invites import Contact, Invite, encode_invite
 from tests.shell.runs import DILOCO, NOLOCO, SPARSELOCO, write_run
+from tests.shell.swarms import Run
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
     path for path in (ROOT / "configs").glob("*.toml") if not path.name.startswith("links-")
 )
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def peer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["peer", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        out, err = capsys.readouterr()
-        code = ended.value.code
-        return int(code) if code else 0, out, err
-
-    return run
 
 
 def complaint(err: str) -> tuple[str, str]:
@@ -381,13 +363,122 @@ def test_simulate_trains_peers_that_gossip(peer: Run, tmp_path: Path) -> None:
     assert "--payload" in complaint(err)[0]
 
 
-def test_what_gossips_is_validated_and_not_measured(peer: Run, tmp_path: Path) -> None:
+def test_halves_that_are_apart_are_simulated_and_drawn(peer: Run, tmp_path: Path) -> None:
     run = str(write_run(tmp_path, method=NOLOCO))
-    code, _, err = peer("check", run)
+    options = ["--peers", "4", "--rounds", "4", "--links", "lan", "--partition", "1:3"]
+    picture = tmp_path / "apart.png"
+    code, out, err = peer("simulate", run, *options, "--plot", str(picture))
+    assert code == 0, err
+    assert "halves apart from exchange 1 to 3" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    code, out, err = peer("simulate", run, *options, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["partition"] == [1, 3]
+    assert len(report["distances"]) >= 4
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--partition", "soon"], "'soon' is no span"),
+        (["--partition", "3:9"], "from exchange 3 to 9 of 4"),
+        (["--plot", "/nowhere/apart.png"], "/nowhere/apart.png cannot be written"),
+    ],
+)
+def test_a_partition_or_picture_that_cannot_be_is_refused(
+    peer: Run, tmp_path: Path, options: list[str], what: str
+) -> None:
+    run = str(write_run(tmp_path, method=NOLOCO))
+    code, _, err = peer("simulate", run, "--rounds", "4", *options)
     assert code == 2
-    assert "noloco gossips" in complaint(err)[0]
-    assert "--quick" in complaint(err)[1]
-    assert peer("check", run, "--quick")[0] == 0
+    assert what in complaint(err)[0]
+
+
+@pytest.mark.parametrize("option", [["--split"], ["--partition", "1:2"], ["--plot", "a.png"]])
+def test_what_is_for_gossip_is_not_ignored_elsewhere(peer: Run, option: list[str]) -> None:
+    code, _, err = peer("simulate", "--peers", "4", "--rounds", "2", *option)
+    assert code == 2
+    assert f"{option[0]} is for peers that gossip" in complaint(err)[0]
+
+
+def test_check_measures_what_gossips(peer: Run, tmp_path: Path) -> None:
+    """P7: an exchange is coded and counted; what lines make of it follows from that."""
+    path = write_run(tmp_path, method=NOLOCO)
+    code, out, err = peer("check", "--json", "--peers", "6", "--uplink", "0.1", str(path))
+    assert code == 0, err
+    facts = json.loads(out)
+    config = load_run_file(path).method
+    shape = [facts["trainable"]]
+    assert facts["gossips"]
+    assert facts["model_bytes"] == 4 * facts["trainable"]
+    assert facts["exchange_bytes"] == config.exchange_bytes([shape])
+    assert 0 <= facts["exchange_bytes"] - 2 * facts["model_bytes"] < 8
+    state = 3 * facts["model_bytes"]  # the model, slow weights, momentum
+    moves = 2 * facts["model_bytes"]
+    assert 2 * state + moves < facts["exchange_disk_bytes"] < 2 * state + moves + 500
+    assert facts["memory"]["model"] == facts["weights_bytes"]
+    assert facts["memory"]["gossip"] == 2 * facts["model_bytes"] + 8  # and how many tokens
+    assert facts["work_per_round"] == 2
+    assert facts["mixing"] == pytest.approx(0.4)
+    assert facts["mixing_rounds"] == pytest.approx(7.54, abs=0.01)
+    assert facts["cautions"] == []
+    (line,) = facts["outlooks"]
+    line_s = facts["exchange_bytes"] * 8 / 1e5
+    assert line["exchange_s"] == pytest.approx(line_s + facts["exchange_cpu_s"])
+    work_s = 2 * facts["seconds_per_unit"]
+    assert line["round_s"] == pytest.approx(line["exchange_s"] + work_s)
+    assert line["merge_s"] == pytest.approx(5 * facts["model_bytes"] * 8 / 1e5)
+    code, out, err = peer("check", "--peers", "6", "--uplink", "0.1", str(path))
+    assert code == 0, err
+    for said in ("exchange      23.2 KB to each of 1 other", "0.400 of how far", "to merge all"):
+        assert said in out
+
+
+AD_PSGD = NOLOCO.replace("noloco", "ad-psgd")
+
+
+def test_check_says_that_asynchronous_peers_work_while_they_exchange(
+    peer: Run, tmp_path: Path
+) -> None:
+    path = write_run(tmp_path, method=AD_PSGD)
+    code, out, err = peer("check", "--json", "--uplink", "0.001", str(path))
+    assert code == 0, err
+    facts = json.loads(out)
+    (line,) = facts["outlooks"]
+    assert line["round_s"] == line["exchange_s"] > 2 * facts["seconds_per_unit"]
+    assert facts["mixing_rounds"] is None
+    code, out, err = peer("check", str(path))
+    assert "peer simulate RUN" in out
+
+
+CAUTIONS = [
+    ("momentum = 0.9\nspring = 0.5", 4, "drive models apart from 0.38 on"),
+    ("momentum = 0.9", 4, "counts 7.0 times, over some 10 exchanges"),
+    ("spring = 0.0", 4, "part for good"),
+    ('pairing = "ring"', 40, "takes some 20 exchanges"),
+    ('pairing = "groups"\ngroup = 5', 4, "do not fill a meeting of 5"),
+]
+
+
+@pytest.mark.parametrize(("settings", "peers", "what"), CAUTIONS)
+def test_check_warns_of_gossip_that_disappoints(
+    peer: Run, tmp_path: Path, settings: str, peers: int, what: str
+) -> None:
+    method = NOLOCO.replace('"noloco"\n', f'"noloco"\n{settings}\n')
+    path = write_run(tmp_path, method=method)
+    code, out, err = peer("check", "--json", "--peers", str(peers), str(path))
+    assert code == 0, err
+    assert any(what in caution for caution in json.loads(out)["cautions"]), out
+
+
+def test_check_warns_that_losses_on_private_data_do_not_compare(peer: Run, tmp_path: Path) -> None:
+    path = write_run(tmp_path, method=NOLOCO)
+    path.write_text(path.read_text().replace("[data]", "[data]\nprivate = true"))
+    code, out, err = peer("check", "--json", str(path))
+    assert code == 0, err
+    (caution,) = json.loads(out)["cautions"]
+    assert "data are private" in caution
 
 
 def test_a_home_holds_one_run(peer: Run, tmp_path: Path) -> None:

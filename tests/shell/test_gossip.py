@@ -7,17 +7,22 @@ from pathlib import Path
 import pytest
 
 from node.swarm import PeerProcess, Swarm
-from tests.shell.runs import DILOCO, NOLOCO, write_run
-from tests.shell.swarms import WAIT_S, ask, ending, grow, peer_command, words
+from tests.chaos.record import read_events, told_faults
+from tests.shell.runs import DILOCO, NOLOCO, UNHURRIED, write_run
+from tests.shell.swarms import WAIT_S, Run, ending, grow, words
 
 
 @pytest.fixture
 def swarm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Swarm]:
     method = getattr(request, "param", NOLOCO)
-    config = write_run(tmp_path, method=method, window_s=0.5)
+    config = write_run(tmp_path, method=method, window_s=0.5, node=UNHURRIED)
     swarm = Swarm(tmp_path / "swarm", config, ["--threads", "1"])
     with ending(swarm):
         yield swarm
+
+
+def grow_unhurried(swarm: Swarm, peers: int) -> None:
+    grow(swarm, peers, ["--config", str(swarm.folder.parent / "run.toml")])
 
 
 def done(peer: PeerProcess) -> int:
@@ -36,7 +41,7 @@ def wait_for_exchanges(swarm: Swarm, more: int) -> None:
 
 
 def test_a_swarm_gossips_through_a_kill_and_ends_with_one_model(
-    swarm: Swarm, tmp_path: Path
+    swarm: Swarm, tmp_path: Path, peer: Run
 ) -> None:
     """1. Three peers meet two by two; the two that joined began with the founder's model.
     2. One is killed. The others go on at once.
@@ -44,7 +49,7 @@ def test_a_swarm_gossips_through_a_kill_and_ends_with_one_model(
     4. `peer export --merge` writes the mean of all three, while they train on, and says who is in
        it and what each is worth.
     """
-    grow(swarm, 3)
+    grow_unhurried(swarm, 3)
     wait_for_exchanges(swarm, 5)
     for joined in swarm.peers[1:]:
         assert "started from the model of member" in joined.log.read_text()
@@ -61,7 +66,9 @@ def test_a_swarm_gossips_through_a_kill_and_ends_with_one_model(
     assert victim.seen is not None
     assert victim.seen["exchange"] >= before
     home = str(swarm.peers[0].home)
-    facts = ask("export", str(tmp_path / "model"), "--merge", "--home", home)
+    code, out, err = peer("export", str(tmp_path / "model"), "--merge", "--home", home, "--json")
+    assert code == 0, err
+    facts = json.loads(out)
     assert {one["peer"] for one in facts["members"]} == {
         p.seen["peer"] for p in swarm.peers if p.seen
     }
@@ -72,24 +79,26 @@ def test_a_swarm_gossips_through_a_kill_and_ends_with_one_model(
     assert facts["mean_heldout_loss"] < 3
     assert (tmp_path / "model" / "model.safetensors").exists()
     swarm.look()
-    for peer in swarm.peers:
-        assert peer.seen is not None
-        assert peer.seen["faults"] == peer.seen["mismatches"] == 0
-        assert peer.seen["consensus_distance"] is not None
-    said = peer_command("status", "--home", home).stdout
-    assert "this member's own" in said
-    assert "exchanges     at number" in said
-    own = peer_command("export", str(tmp_path / "own"), "--home", home)
-    assert own.returncode == 0, own.stderr
-    assert "one member's own model" in own.stderr
-    patch = peer_command("export", str(tmp_path / "patch"), "--patch", "--home", home)
-    assert patch.returncode == 1
-    assert "there is no patch" in patch.stderr
+    assert told_faults(swarm.peers) == []
+    for one in swarm.peers:
+        assert one.seen is not None
+        assert one.seen["faults"] == one.seen["mismatches"] == 0
+        assert one.seen["consensus_distance"] is not None
+    code, out, err = peer("status", "--home", home)
+    assert code == 0, err
+    assert "this member's own" in out
+    assert "exchanges     at number" in out
+    code, _, err = peer("export", str(tmp_path / "own"), "--home", home)
+    assert code == 0, err
+    assert "one member's own model" in err
+    code, _, err = peer("export", str(tmp_path / "patch"), "--patch", "--home", home)
+    assert code == 1
+    assert "there is no patch" in err
+    assert "loading" not in err
 
 
 def exchanges(peer: PeerProcess) -> list[dict[str, object]]:
-    lines = (peer.home / "events.jsonl").read_text().splitlines()
-    return [found for found in map(json.loads, lines) if found["event"] == "exchange"]
+    return [event for event in read_events(peer.home) if event["event"] == "exchange"]
 
 
 AD_PSGD = """
@@ -105,7 +114,7 @@ PUSH_SUM = AD_PSGD.replace("ad-psgd", "push-sum")
 
 @pytest.mark.parametrize("swarm", [AD_PSGD, PUSH_SUM], indirect=True, ids=["ad-psgd", "push-sum"])
 def test_peers_that_ask_each_other_and_such_that_only_send(swarm: Swarm) -> None:
-    grow(swarm, 2)
+    grow_unhurried(swarm, 2)
     wait_for_exchanges(swarm, 6)
     swarm.stop()
     for peer in swarm.peers:
@@ -113,11 +122,11 @@ def test_peers_that_ask_each_other_and_such_that_only_send(swarm: Swarm) -> None
         assert any(one["whole"] for one in exchanges(peer))
 
 
-def test_nothing_is_merged_where_all_hold_one_model(tmp_path: Path) -> None:
+def test_nothing_is_merged_where_all_hold_one_model(tmp_path: Path, peer: Run) -> None:
     swarm = Swarm(tmp_path / "swarm", write_run(tmp_path, method=DILOCO), ["--threads", "1"])
     with ending(swarm):
         grow(swarm, 1)
         home = str(swarm.peers[0].home)
-        refused = peer_command("export", str(tmp_path / "out"), "--merge", "--home", home)
-    assert refused.returncode == 1
-    assert "hold one model in common" in refused.stderr
+        code, _, err = peer("export", str(tmp_path / "out"), "--merge", "--home", home)
+    assert code == 1
+    assert "hold one model in common" in err

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from node.addresses import ListenError
 from node.metrics import Endpoint, Metrics
+from node.status import count_gossip
 from node.telemetry import EventLog, Level, Rates
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 5_000, tzinfo=UTC)
@@ -273,3 +274,41 @@ def test_the_endpoint_leaves_nothing_and_says_who_has_the_port() -> None:
     assert "metrics port" in caught.value.hint
     served.close()
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+GOSSIP = {
+    "gossips": True,
+    "exchanges_in_doubt": 1,
+    "exchange": 12,
+    "exchanges_done": 9,
+    "exchanges_given_up": 2,
+    "consensus_distance": 0.25,
+    "own_heldout_loss": 1.5,
+}
+
+
+def test_gossip_is_told_in_numbers_and_what_is_not_known_is_absent() -> None:
+    metrics = Metrics()
+    count_gossip(metrics, GOSSIP)
+    text = metrics.text().decode()
+    for line in (
+        "peer_exchange_number 12.0",
+        'peer_exchanges_total{outcome="whole"} 9.0',
+        'peer_exchanges_total{outcome="given_up"} 2.0',
+        "peer_exchanges_in_doubt 1.0",
+        "peer_consensus_distance 0.25",
+        "peer_own_heldout_loss 1.5",
+    ):
+        assert line in text.splitlines(), text
+    loading = {"gossips": True, "exchanges_in_doubt": 0, "gossip_activity": "loading"}
+    count_gossip(metrics, loading)
+    assert metrics.get("peer_exchanges_in_doubt") == 0
+    for name in ("peer_exchange_number", "peer_consensus_distance", "peer_own_heldout_loss"):
+        assert metrics.get(name) is None
+    assert metrics.get("peer_exchanges", "whole") is None
+
+
+def test_a_run_that_does_not_gossip_tells_nothing_of_exchanges() -> None:
+    metrics = Metrics()
+    count_gossip(metrics, {"gossips": False})
+    assert "peer_exchange" not in metrics.text().decode()

@@ -8,6 +8,7 @@ same coordinates, of the last round that nearly all have told of.
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Final
@@ -55,6 +56,15 @@ class Look(_Figures):
     """What a round's exchanges leave of the distance, as peers would estimate it; None: unknown."""
 
 
+class Distance(_Figures):
+    exchanges: float
+    """Of each peer, on average."""
+    all: float
+    """Consensus distance."""
+    halves: float
+    """The same, of each from the mean of its own half of the swarm."""
+
+
 class GossipReport(_Figures):
     name: str
     method: str
@@ -89,6 +99,10 @@ class GossipReport(_Figures):
     expected_mixing: float | None
     """What theory says of the pairing, in rounds where everybody meets."""
     looks: tuple[Look, ...]
+    partition: tuple[int, int] | None
+    """From and to which exchange the halves could not reach each other; None: they always could."""
+    distances: tuple[Distance, ...]
+    """After each exchange of all, if that was asked for."""
 
 
 Tell = Callable[[float, float | None], None]
@@ -108,6 +122,8 @@ def simulate_gossip(
     split: bool = False,  # each peer trains on another stretch of the data
     train: bool = True,
     spread: float = 0.0,  # peers begin this far from each other, each element
+    partition: tuple[int, int] | None = None,  # halves are apart from this exchange to that one
+    follow: bool = False,  # say how far peers are apart after each exchange
     node: NodeConfig | None = None,
     tell: Tell = lambda done, left: None,
 ) -> GossipReport:
@@ -119,6 +135,12 @@ def simulate_gossip(
         raise ConfigError(
             "how many steps peers take between two exchanges is not said",
             "set `steps` in [method.inner]",
+        )
+    if partition is not None and not 0 < partition[0] < partition[1] < exchanges:
+        raise ConfigError(
+            f"the swarm cannot be in halves from exchange {partition[0]} to {partition[1]}"
+            f" of {exchanges}",
+            "take two numbers above 0 and below --rounds, the smaller one first",
         )
     if not isinstance(run_file.model, GptConfig):
         raise ConfigError("only the built-in model is simulated", 'take a run of kind = "gpt"')
@@ -145,18 +167,38 @@ def simulate_gossip(
     )
     watcher = _Watcher(world, workshop if train else None, config)
     started = time.monotonic()
-    looks = [watcher.look()]
     size = 1 if config.kind in ("exponential", "random") else config.meeting_size
-    whole = exchanges * peers / size  # meetings
-    is_going = True
-    for number in range(1, LOOKS + 1):
-        is_going = is_going and world.run(round(whole * number / LOOKS))
-        looks.append(watcher.look())
+    looks: list[Look] = []
+    distances: list[Distance] = []
+    for stop in _stops(exchanges, partition, follow=follow):
+        is_going = world.run(round(stop.exchanges * peers / size))
         took = time.monotonic() - started
-        tell(exchanges * number / LOOKS, took / number * (LOOKS - number))
+        if stop.exchanges:
+            tell(stop.exchanges, took / stop.exchanges * (exchanges - stop.exchanges))
+        if stop.is_look or not is_going:
+            looks.append(watcher.look())
+        if follow:
+            distances.append(watcher.measure())
         if not is_going:
             break
-    return _report(run_file, config, world, looks, kinds, seed, time.monotonic() - started)
+        if partition is not None and stop.exchanges in partition:
+            world.part() if stop.exchanges == partition[0] else world.meet_again()
+    wall_s = time.monotonic() - started
+    return _report(run_file, config, world, looks, kinds, seed, wall_s, partition, tuple(distances))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    exchanges: float  # of each peer
+    is_look: bool
+
+
+def _stops(exchanges: int, partition: tuple[int, int] | None, *, follow: bool) -> list[_Stop]:
+    """Where the world is looked at, or changed."""
+    looks = {exchanges * number / LOOKS for number in range(LOOKS + 1)}
+    each = {float(number) for number in range(exchanges + 1)} if follow else set()
+    changes = set() if partition is None else {float(number) for number in partition}
+    return [_Stop(at, at in looks) for at in sorted(looks | each | changes)]
 
 
 class _Watcher:
@@ -186,6 +228,19 @@ class _Watcher:
             mixing=self._mixing(),
         )
 
+    def measure(self) -> Distance:
+        world, crowd = self._world, self._world.crowd
+        halves: list[list[int]] = [[], []]
+        for peer in world.alive:
+            halves[world.half(peer.row)].append(peer.row)
+        rows = [row for half in halves for row in half]
+        inside = sum(len(half) * distance(crowd.shown[half]) for half in halves if half)
+        return Distance(
+            exchanges=fmean(peer.exchanges for peer in world.peers),
+            all=distance(crowd.shown[rows]),
+            halves=inside / max(1, len(rows)),
+        )
+
     def _mixing(self) -> float | None:
         told = self._world.last_sketches()
         if told is None:
@@ -211,6 +266,8 @@ def _report(
     kinds: list[LinkKind],
     seed: int,
     wall_s: float,
+    partition: tuple[int, int] | None,
+    distances: tuple[Distance, ...],
 ) -> GossipReport:
     crowd, counts = world.crowd, world.counts
     alive = [peer.row for peer in world.alive]
@@ -242,6 +299,8 @@ def _report(
         kept_drift=world.kept.drift(alive) if has_kept else None,
         expected_mixing=_expected(config, len(world.peers)),
         looks=tuple(looks),
+        partition=partition,
+        distances=distances,
     )
 
 

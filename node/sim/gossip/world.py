@@ -8,6 +8,9 @@ on top of what they have then.
 
 Who dies in the middle of an exchange has exchanged some stretches: they count on both sides. The
 others wait for it as long as the rules' patience says, and go on alone with the rest.
+
+Between `part` and `meet_again` the halves of the swarm hold each other for dead, and meet among
+themselves. Who waits at such a moment goes on alone; afterwards who is behind skips to the others.
 """
 
 import heapq
@@ -17,16 +20,16 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from node.gossip.consensus import coordinates
-from node.gossip.pairings import Meeting, View, partners
+from node.gossip.pairings import Meeting, View, next_number, partners
 from node.gossip.together import meetings_of
 from node.methods import ad_psgd
 from node.methods.ad_psgd_config import AdPsgdConfig
 from node.methods.registry import AnyGossip
 from node.sim.gossip.crowd import Crowd, Offers
+from node.sim.gossip.kept import Kept
 from node.sim.links import LinkKind
 
 FRAME_BYTES: Final = 101  # of a stretch on its way, beside what it carries
@@ -105,8 +108,10 @@ class World:
         self._sequence = 0
         self._names = 0
         self._rows: dict[bytes, int] = {}
-        self._seen: View | None = None  # whom all of them know; None: look again
-        self._held: dict[tuple[int, int], dict[int, list[_Held]]] = {}
+        self._seen: dict[int, View] = {}  # whom all of a side know; missing: look again
+        self._held: dict[tuple[int, int, int], dict[int, list[_Held]]] = {}  # side, round, step
+        self._is_apart = False
+        self._ahead = 0  # a round that others were at when all met again
         self.told: dict[int, tuple[list[Tensor], list[Tensor]]] = {}  # by round: sketches
         self._places: dict[int, Tensor] = {}
         self.losses: list[float] = []  # of training, since somebody looked
@@ -131,6 +136,37 @@ class World:
     @property
     def alive(self) -> list[Peer]:
         return [peer for peer in self.peers if peer.phase is not Phase.GONE]
+
+    def part(self) -> None:
+        """From now on the two halves, by their rows, cannot reach each other."""
+        self._is_apart = True
+        self._look_anew()
+
+    def meet_again(self) -> None:
+        self._is_apart = False
+        self._ahead = max((peer.round for peer in self.alive), default=0)
+        self._look_anew()
+
+    def half(self, row: int) -> int:
+        """Of which a peer is, 0 or 1, whether they are apart or not."""
+        return 2 * row // len(self.peers)
+
+    def _look_anew(self) -> None:
+        """Meetings that have not begun are none of what all see now."""
+        waited_for = [
+            held for by_row in self._held.values() for some in by_row.values() for held in some
+        ]
+        self._held.clear()
+        self._seen.clear()
+        for held in waited_for:
+            if not held.has_begun:
+                self._let_go(held)
+
+    def _side(self, peer: Peer) -> int:
+        return self.half(peer.row) if self._is_apart else 0
+
+    def _reach(self, one: Peer, other: Peer) -> bool:
+        return not (one.link.nat and other.link.nat) and self._side(one) == self._side(other)
 
     # Events
 
@@ -169,10 +205,14 @@ class World:
     def _ask(self, peer: Peer) -> None:
         """Find somebody free, and work on meanwhile."""
         if peer.partner is None:
-            view = self._view()
+            view = self._view(peer)
             for number, other_id in enumerate(partners(view, peer.id, peer.round)):
                 other = self.peers[self._rows[other_id]]
-                if other.partner is None and other.phase is not Phase.GONE and _meet(peer, other):
+                if (
+                    other.partner is None
+                    and other.phase is not Phase.GONE
+                    and self._reach(peer, other)
+                ):
                     self._exchange_with(peer, other)
                     break
                 if number >= _TRIES:
@@ -228,18 +268,18 @@ class World:
         """This peer's meetings of its round; who belongs to a round is fixed when the first one
         comes to it.
         """
-        place = peer.round, peer.step
+        place = self._side(peer), peer.round, peer.step
         if place not in self._held:
             by_row: dict[int, list[_Held]] = {}
-            view = self._view()
-            for meeting in meetings_of(self.config, view, *place):
+            view = self._view(peer)
+            for meeting in meetings_of(self.config, view, peer.round, peer.step):
                 crew = [self.peers[self._rows[one]] for one in meeting.peers]
-                if all(_meet(a, b) for a in crew for b in crew if a is not b):
+                if all(self._reach(a, b) for a in crew for b in crew if a is not b):
                     held = _Held(meeting)
                     for one in crew:
                         by_row.setdefault(one.row, []).append(held)
             self._held[place] = by_row
-            self._held.pop((peer.round - 8, peer.step), None)
+            self._held.pop((place[0], peer.round - 8, peer.step), None)
         return [
             held
             for held in self._held[place].get(peer.row, [])
@@ -252,13 +292,17 @@ class World:
             return
         for held in expected:
             if not held.has_begun:
-                held.has_begun = True  # nobody waits for it any more
-                for member in sorted(filter(self._waits, held.here)):
-                    row = self._rows[member]
-                    self.counts.alone += 1
-                    if not held.meeting.directed:
-                        self.crowd.alone(row)
-                    self._met([self.peers[row]])
+                self._let_go(held)
+
+    def _let_go(self, held: _Held) -> None:
+        """Nobody waits for it any more."""
+        held.has_begun = True
+        for member in sorted(filter(self._waits, held.here)):
+            row = self._rows[member]
+            self.counts.alone += 1
+            if not held.meeting.directed:
+                self.crowd.alone(row)
+            self._met([self.peers[row]])
 
     def _met(self, crew: Sequence[Peer]) -> None:
         for peer in crew:
@@ -275,7 +319,7 @@ class World:
             self._arrive(peer)
             return
         self._tell(peer, 1)
-        peer.round += 1
+        peer.round = next_number(peer.round, self._ahead)
         self._begin(peer)
 
     # Exchanges
@@ -399,19 +443,20 @@ class World:
         peer.life += 1
         peer.partner, peer.offers = None, None
         del self._rows[peer.id]
-        self._seen = None
+        self._seen.clear()
         if self._joins:
             wait_ms = self._work_ms * (1 + 9 * self._chance.random())
             self._at(self.now_ms + wait_ms, peer, lambda: self._join(peer))
 
     def _join(self, peer: Peer) -> None:
         """Somebody new, in the row of who died, with the model of somebody."""
-        like = self._chance.choice(self.alive) if self.alive else None
+        side = [one for one in self.alive if self._side(one) == self._side(peer)]
+        like = self._chance.choice(side) if side else None
         self.counts.joins += 1
         peer.life += 1
         peer.id = self._name(peer.row)
         peer.slowness = self._slowness()
-        peer.round = max((one.round for one in self.alive), default=0)
+        peer.round = max((one.round for one in side), default=0)
         self.crowd.newcomer(peer.row, None if like is None else like.row)
         self.kept.joined(peer.row)
         peer.phase = Phase.AT_WORK
@@ -423,69 +468,16 @@ class World:
         self._names += 1
         name = self._names.to_bytes(32, "big")
         self._rows[name] = row
-        self._seen = None
+        self._seen.clear()
         return name
 
-    def _view(self) -> View:
-        if self._seen is None:
-            self._seen = View(self._seed, tuple(sorted(self._rows)))
-        return self._seen
+    def _view(self, peer: Peer) -> View:
+        side = self._side(peer)
+        if side not in self._seen:
+            known = (n for n, row in self._rows.items() if self._side(self.peers[row]) == side)
+            self._seen[side] = View(self._seed, tuple(sorted(known)))
+        return self._seen[side]
 
     def _slowness(self) -> float:
         """A third of all peers take a fifth longer than the fastest, and few take twice as long."""
         return 1.0 + self._chance.expovariate(5.0)
-
-
-def _meet(one: Peer, other: Peer) -> bool:
-    return not (one.link.nat and other.link.nat)
-
-
-class Kept:
-    """Is the sum over peers what it must be? All in float64."""
-
-    def __init__(self, crowd: Crowd, name: str | None) -> None:
-        self._crowd, self._name = crowd, name
-        self._wanted = self._buried = torch.zeros(0)
-        self.exchanges = 0
-        self.worst = 0.0  # of single exchanges, in units of rounding of the largest element
-        if name is not None:
-            self._wanted = crowd.state[name].double().sum(0)
-            self._buried = torch.zeros_like(self._wanted)
-
-    @classmethod
-    def of(cls, crowd: Crowd) -> "Kept":
-        return cls(crowd, crowd.mixing.conserved)
-
-    def stepped(self, progress: Tensor | None) -> None:
-        if self._name is not None and progress is not None:
-            self._wanted += progress.double()
-
-    def sum_of(self, rows: Sequence[int]) -> Tensor | None:
-        if self._name is None:
-            return None
-        return self._crowd.state[self._name][list(rows)].double().sum(0)
-
-    def exchanged(self, before: Tensor | None, rows: Sequence[int]) -> None:
-        after = self.sum_of(rows)
-        if before is None or after is None:
-            return
-        assert self._name is not None
-        largest = float(self._crowd.state[self._name][list(rows)].abs().max())
-        unit = max(largest, 2.0**-100) * 2.0**-24
-        self.worst = max(self.worst, float((after - before).abs().max()) / unit)
-        self.exchanges += 1
-
-    def died(self, row: int) -> None:
-        if self._name is not None:
-            self._buried += self._crowd.state[self._name][row].double()
-
-    def joined(self, row: int) -> None:
-        if self._name is not None:
-            self._wanted += self._crowd.state[self._name][row].double()
-
-    def drift(self, rows: Sequence[int]) -> float | None:
-        """How far the mean of all is from what it must be; None: the method keeps none."""
-        now = self.sum_of(rows)
-        if now is None:
-            return None
-        return float((now + self._buried - self._wanted).abs().max()) / max(1, len(rows))
