@@ -1,6 +1,5 @@
 """A swarm of real processes to which things happen, and the record of who was alive when."""
 
-import json
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from node.swarm import PeerProcess, Swarm, SwarmError, start_process
+from tests.chaos.logs import told_faults
 from tests.chaos.net.network import Network
 
 PORT: Final = 7700
@@ -222,20 +222,10 @@ class Crew(Swarm):
         if any(peer.seen and peer.seen["mismatches"] for peer in self.peers):
             tell("a peer saw a digest that differed from its own")
             return None
-        if blames := self._blames():
+        if blames := told_faults(self.peers):
             tell("\n".join(["peers blame each other, and none of them lies:", *blames]))
             return None
         return time.monotonic() - start_s
-
-    def _blames(self) -> list[str]:
-        """What each process counted as a fault of another, since it started."""
-        blaming = [peer for peer in self.peers if peer.seen and peer.seen["faults"]]
-        return [
-            f"{peer.name}: {line}"
-            for peer in blaming
-            for line in (peer.home / "events.jsonl").read_text().splitlines()
-            if json.loads(line)["event"] == "fault"
-        ]
 
     def _agrees(self) -> bool:
         if self.members_seen() != len(self.peers):

@@ -34,8 +34,8 @@ sys.path.insert(0, str(ROOT))
 from node.control import ask  # noqa: E402
 from node.swarm import PeerProcess  # noqa: E402
 from tests.chaos.crew import HEAL_S, Crew  # noqa: E402
+from tests.chaos.logs import identity_of, read_events, told_faults  # noqa: E402
 from tests.chaos.mass import mass  # noqa: E402
-from tests.chaos.record import identity_of, read_events, told_faults  # noqa: E402
 from tests.chaos.telling import conclude, tell  # noqa: E402
 
 KILLED: Final = 2

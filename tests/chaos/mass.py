@@ -27,7 +27,8 @@ from node.offline import ReadOnlyStore, make_replica, recall_membership
 from node.swarm import PeerProcess
 from protocol.ids import PeerId
 from tests.chaos.crew import Crew
-from tests.chaos.record import identity_of, read_chain, read_events
+from tests.chaos.logs import identity_of, read_events
+from tests.chaos.record import read_chain
 from tests.chaos.telling import tell
 
 _PAUSE_S: Final = 1.0  # between a kill and the next start

@@ -41,8 +41,9 @@ from protocol.restore import entry_at, roster_at
 from protocol.roster import Roster
 from tests.bench.history import History
 from tests.chaos.crew import PORT, RUN, Crew
+from tests.chaos.logs import identity_of, read_events
 from tests.chaos.net.network import Network
-from tests.chaos.record import identity_of, read_events, read_record
+from tests.chaos.record import read_record
 from tests.chaos.telling import conclude, tell
 
 MOST: Final = 1.3

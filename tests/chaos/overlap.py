@@ -28,8 +28,9 @@ sys.path.insert(0, str(ROOT))
 from node.methods.parts.header import decode_header  # noqa: E402
 from node.training.inner_config import InnerConfig  # noqa: E402
 from tests.chaos.crew import Crew  # noqa: E402
+from tests.chaos.logs import read_events  # noqa: E402
 from tests.chaos.net.network import Network, NetworkUnavailable  # noqa: E402
-from tests.chaos.record import read_chain, read_events  # noqa: E402
+from tests.chaos.record import read_chain  # noqa: E402
 from tests.chaos.telling import conclude, tell  # noqa: E402
 
 LEAST: Final = 0.95

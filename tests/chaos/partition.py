@@ -20,8 +20,9 @@ sys.path.insert(0, str(ROOT))
 
 from node.swarm import PeerProcess  # noqa: E402
 from tests.chaos.crew import HEAL_S, Crew, write_run  # noqa: E402
+from tests.chaos.logs import identity_of, read_events  # noqa: E402
 from tests.chaos.net.network import Network, NetworkUnavailable  # noqa: E402
-from tests.chaos.record import identity_of, read_chain, read_events  # noqa: E402
+from tests.chaos.record import read_chain  # noqa: E402
 from tests.chaos.telling import conclude, tell  # noqa: E402
 
 DELAY_MS = 5.0

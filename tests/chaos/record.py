@@ -2,7 +2,6 @@
 their logs say when.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,14 +12,12 @@ from typing import Final
 from node.config import Manifest
 from node.methods.parts.probes import decode
 from node.offline import ReadOnlyStore
-from node.store import load_identity
-from node.swarm import PeerProcess
 from protocol.entries import Cause, Entry
-from protocol.identity import Identity
-from protocol.ids import PeerId, short
+from protocol.ids import PeerId
 from protocol.restore import entry_at
 from protocol.roster import Roster
 from tests.chaos.crew import Crew
+from tests.chaos.logs import identity_of, read_events
 
 _SHORT: Final = 4  # bytes of a hash in a log
 
@@ -110,19 +107,6 @@ def _founder(home: Path) -> PeerId:
         disk.close()
 
 
-def read_events(home: Path) -> list[dict[str, object]]:
-    """A peer's log, oldest first; a torn last line is left out."""
-    found = []
-    for name in ("events.jsonl.2", "events.jsonl.1", "events.jsonl"):
-        path = home / name
-        for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-    return found
-
-
 def _closings(homes: Iterable[Path]) -> dict[tuple[int, str], float]:
     """(round, start of the entry's hash) -> when the first peer had it."""
     times: dict[tuple[int, str], float] = {}
@@ -134,22 +118,6 @@ def _closings(homes: Iterable[Path]) -> dict[tuple[int, str], float]:
             at_s = float(str(event["t_ms"])) / 1000
             times[place] = min(at_s, times.get(place, at_s))
     return times
-
-
-def identity_of(home: Path) -> PeerId:
-    return Identity(load_identity(home)).peer
-
-
-def told_faults(peers: Iterable[PeerProcess]) -> list[str]:
-    """Whom each of these peers blames for what, as its own log has it."""
-    listed = list(peers)
-    names = {short(identity_of(peer.home)): peer.name for peer in listed}
-    return [
-        f"{peer.name} blames {names.get(str(event['peer']), event['peer'])}: {event['error']}"
-        for peer in listed
-        for event in read_events(peer.home)
-        if event["event"] == "fault"
-    ]
 
 
 def summarise(crew: Crew, record: Record, first_s: float, last_s: float) -> dict[str, object]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from node.swarm import PeerProcess, Swarm
-from tests.chaos.record import read_events, told_faults
+from tests.chaos.logs import read_events, told_faults
 from tests.shell.runs import DILOCO, NOLOCO, UNHURRIED, write_run
 from tests.shell.swarms import WAIT_S, Run, ending, grow, words
 
@@ -89,6 +89,9 @@ def test_a_swarm_gossips_through_a_kill_and_ends_with_one_model(
     assert "this member's own" in out
     assert "exchanges     at number" in out
     code, _, err = peer("export", str(tmp_path / "own"), "--home", home)
+    assert code == 0, err
+    assert "one member's own model" in err
+    code, _, err = peer("generate", "x", "--tokens", "4", "--home", home)
     assert code == 0, err
     assert "one member's own model" in err
     code, _, err = peer("export", str(tmp_path / "patch"), "--patch", "--home", home)
