@@ -4,6 +4,7 @@ They stay as long as somebody may have to replay their round: until it is older 
 the ledger names. Our own also stay for as long as they may have to be given back.
 """
 
+import shutil
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Final
@@ -163,10 +164,43 @@ class AttachmentReader:
             return _joined(self._read_one(part) for part in parts)
         return self._read_one(attached)
 
+    def hold(self, attached: Attachment, folder: Path) -> Path | None:
+        """Its file, also in `folder`, where its owner removes nothing; None if it is not here."""
+        path = folder / attached.root.hex()
+        try:
+            _link(self._folder / attached.root.hex(), path)
+        except OSError:
+            return None
+        return path
+
     def _read_one(self, attached: Attachment) -> bytes | None:
         raw = self._disk.get("attachments", attached.root)
         blob = None if raw is None else _decode(attached.root, raw)[0]
         return None if blob is None else read_whole(self._folder / attached.root.hex(), blob)
+
+
+def _link(path: Path, to: Path) -> None:
+    """A second name, or where a file system has none, a copy."""
+    if to.exists():
+        return
+    try:
+        to.hardlink_to(path)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(path, to)
+
+
+def read_held(path: Path, attached: Attachment) -> bytes | None:
+    """None unless it is what its name says."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    names = b"".join(map(chunk_id, chunks_of(data)))
+    return (
+        data if (root_of(len(data), names), len(data)) == (attached.root, attached.size) else None
+    )
 
 
 def read_whole(path: Path, blob: Blob) -> bytes | None:

@@ -2,6 +2,7 @@
 onto a peer's disk, beside each of them.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from node.attachments import AttachmentReader
+from node.attachments import AttachmentReader, read_held
 from node.build import Workshop
 from node.errors import UserError
 from node.gossip.merge import merged, work_weights
@@ -42,21 +43,24 @@ def merge_models(
     missing = [dict(one) for one in found if "root" not in one]
     if not here:
         raise UserError("no member's model could be had", "see `peer status` for who is up")
-    tell("loading model and data")
     disk = ReadOnlyStore(home)
-    try:
-        membership, node, root = recall_membership(home, disk, changes)
-        manifest = membership.manifest
-        workshop = Workshop.open(manifest.model, manifest.data, node, root)
-        reader = AttachmentReader(home, disk)
-        return _merge(workshop, reader, here, missing, target, merge_adapter, tell)
-    finally:
-        disk.close()
+    # The peer removes them after a while, and loading and judging may take longer.
+    with tempfile.TemporaryDirectory(prefix="merging-", dir=home) as folder:
+        try:
+            reader = AttachmentReader(home, disk)
+            files = [reader.hold(_blob(one), Path(folder)) for one in here]
+            tell("loading model and data")
+            membership, node, root = recall_membership(home, disk, changes)
+            manifest = membership.manifest
+            workshop = Workshop.open(manifest.model, manifest.data, node, root)
+            return _merge(workshop, files, here, missing, target, merge_adapter, tell)
+        finally:
+            disk.close()
 
 
 def _merge(
     workshop: Workshop,
-    reader: AttachmentReader,
+    files: Sequence[Path | None],
     here: Sequence[Mapping[str, Any]],
     missing: list[dict[str, Any]],
     target: Path,
@@ -71,9 +75,9 @@ def _merge(
 
     def models() -> Iterator[Tensor]:
         """One after the other: only one is in memory."""
-        for one in here:
+        for file, one in zip(files, here, strict=True):
             tell(f"measuring the model of member {one['peer'][:8]}")
-            vector = _read(reader, one, flat.numel()).to(flat.device)
+            vector = _read(file, one, flat.numel()).to(flat.device)
             flat.copy_(vector)
             losses.append(held_out_loss(module, batches))
             yield vector
@@ -104,8 +108,17 @@ def _merge(
     return Merged(workshop.model, facts)
 
 
-def _read(reader: AttachmentReader, one: Mapping[str, Any], size: int) -> Tensor:
-    data = reader.read(Attachment(Hash(bytes.fromhex(one["root"])), int(one["size"])))
+def _blob(one: Mapping[str, Any]) -> Attachment:
+    return Attachment(Hash(bytes.fromhex(one["root"])), int(one["size"]))
+
+
+def _read(file: Path | None, one: Mapping[str, Any], size: int) -> Tensor:
+    if file is None:
+        raise UserError(
+            f"the model of member {one['peer'][:8]} is gone from this disk before it could be read",
+            "run the command again",
+        )
+    data = read_held(file, _blob(one))
     vector = None if data is None else read_model(data, size)
     if vector is None:
         raise UserError(

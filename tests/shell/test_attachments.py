@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from node.attachments import AttachmentReader, Attachments
+from node.attachments import AttachmentReader, Attachments, read_held
 from node.chunks import Blob
 from node.donor import Donor
 from node.snapshots import Snapshots
@@ -248,3 +248,22 @@ def test_a_swarm_exchanges_attachments(tmp_path: Path) -> None:
     for peer in swarm.peers:
         told = [json.loads(line) for line in (peer.home / "events.jsonl").read_text().splitlines()]
         assert not [one for one in told if one["event"] in ("attachment-unusable", "work-lost")]
+
+
+def test_what_is_held_stays_when_the_peer_removes_its_own(tmp_path: Path) -> None:
+    """Whoever merges models reads for longer than the peer keeps them."""
+    folder = tmp_path / "merging"
+    folder.mkdir()
+    with Store.open(tmp_path) as store:
+        shelf = Attachments(tmp_path, store)
+        made = shelf.put(3, DATA)
+        reader = AttachmentReader(tmp_path, store)
+        held = reader.hold(made, folder)
+        assert held is not None
+        assert reader.hold(made, folder) == held, "asked for again"
+        shelf.collect(before=4)
+        assert reader.read(made) is None
+        assert read_held(held, made) == DATA
+        assert reader.hold(Attachment(chunk_id(b"other"), 5), folder) is None
+    held.write_bytes(DATA[:-1] + b"?")
+    assert read_held(held, made) is None
