@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,10 @@ def test_a_swarm_that_sums_part_by_part(quorum: str, tmp_path: Path) -> None:
     and another is let in. 3. All agree, and none has all that the others sent.
     """
     method = DILOCO.replace("steps = 2", "steps_max = 50")
-    config = write_run(tmp_path, method=method, quorum=quorum, parts_max=3, window_s=1.0)
+    # Members keep sums for as long as a newcomer may have to replay them from the last snapshot:
+    # longer than a busy machine takes to start one.
+    rules: dict[str, Any] = {"parts_max": 3, "window_s": 1.0, "snapshot_every": 100}
+    config = write_run(tmp_path, method=method, quorum=quorum, **rules)
     with ending(Swarm(tmp_path / "swarm", config, ["--threads", "1"])) as swarm:
         grow(swarm, 4)
         come_and_go(swarm)
