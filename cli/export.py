@@ -13,7 +13,6 @@ from cli.console import (
     Teller,
     find_home,
     print_json,
-    say,
     size,
 )
 
@@ -45,7 +44,7 @@ def export(
     from node.patch import write_patch
     from node.training import weights
 
-    from cli.rebuilt import open_home
+    from cli.rebuilt import open_home, say_whose
 
     teller = Teller()
     if merge:
@@ -71,8 +70,7 @@ def export(
         print_json(facts)
     else:
         print(f"{target}: {size(facts['bytes'])}, round {facts['round']}, digest {facts['digest']}")
-        if rebuilt.membership.manifest.method.gossips:
-            say("this is one member's own model; --merge writes the mean of all members'")
+        say_whose(rebuilt)
 
 
 def _check_patch(target: Path, home: Path | None) -> None:

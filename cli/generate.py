@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import DataOption, HomeOption, JsonOption, ModelOption, Teller, print_json, say
+from cli.console import DataOption, HomeOption, JsonOption, ModelOption, Teller, print_json
 
 
 def generate(
@@ -23,11 +23,10 @@ def generate(
     """
     from node.training.generate import generate as write
 
-    from cli.rebuilt import open_home
+    from cli.rebuilt import open_home, say_whose
 
     rebuilt = open_home(home, model, data, Teller())
-    if rebuilt.membership.manifest.method.gossips:
-        say("this is one member's own model; `peer export --merge` writes the mean of all members'")
+    say_whose(rebuilt)
     pieces = write(
         rebuilt.workshop.model,
         prompt,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.console import Teller, find_home
+from cli.console import Teller, find_home, say
 
 if TYPE_CHECKING:
     from node.offline import Rebuilt
@@ -20,6 +20,15 @@ def open_home(
     return rebuild(
         find_home(home), lambda what, done, total: teller(f"{what} {done}/{total}"), changes
     )
+
+
+def say_whose(rebuilt: "Rebuilt") -> None:
+    """If it is not everybody's."""
+    if rebuilt.membership.manifest.method.gossips:
+        say(
+            "this is one member's own model; `peer export DIR --merge` writes the mean of all"
+            " members'"
+        )
 
 
 def known_changes(model: str | None, data: list[str] | None) -> dict[str, object]:

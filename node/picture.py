@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from node.chunks import explained
 from node.errors import optional
 
 if TYPE_CHECKING:
@@ -34,11 +35,16 @@ def check_plot() -> None:
 
 @contextmanager
 def picture(path: Path, width: float, height: float) -> Iterator["Figure"]:
-    """What is drawn in the block becomes a PNG; inches of 160 dots. Raises MissingExtra."""
+    """What is drawn in the block becomes a PNG; inches of 160 dots. Raises MissingExtra and
+    StoreError.
+    """
     matplotlib: Any = optional("matplotlib", "plot")
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
         yield figure
-        figure.savefig(path, format="png")
+        try:
+            figure.savefig(path, format="png")
+        except OSError as error:
+            raise explained(error, path) from error

@@ -15,7 +15,7 @@ _MARKERS: Final = "osD^vP"
 
 
 def draw(report: Report, path: Path) -> None:
-    """A PNG. Raises MissingExtra."""
+    """A PNG. Raises MissingExtra, StoreError."""
     baseline, *rows = report.rows
     with picture(path, 11, 4.8) as figure:
         left, right = figure.subplots(1, 2)

@@ -21,6 +21,7 @@ from node.sim.gossip.plot import draw
 from node.sim.gossip.report import GossipReport, simulate_gossip
 from node.sim.gossip.steps import Rows
 from node.sim.links import PRESETS, LinkKind
+from node.store import StoreError
 from node.training.inner import InnerTrainer
 from node.training.inner_config import InnerConfig
 from node.training.losses import batch_loss
@@ -275,6 +276,8 @@ def test_a_swarm_is_in_halves_for_a_while_only(
 
 def test_distances_are_drawn(simulate: Simulate, tmp_path: Path) -> None:
     found = simulate(exchanges=4, train=False, spread=1.0, partition=(1, 2), follow=True)
+    with pytest.raises(StoreError, match="cannot write"):
+        draw(found, tmp_path / "gone" / "apart.png")
     draw(found, tmp_path / "apart.png")
     assert (tmp_path / "apart.png").read_bytes().startswith(b"\x89PNG")
 

@@ -38,6 +38,11 @@ def grow(swarm: Swarm, peers: int, options: Sequence[str] = ()) -> None:
     assert swarm.wait(lambda: members_seen(swarm) == peers, WAIT_S, every_s=0.2), words(swarm)
 
 
+def grow_unhurried(swarm: Swarm, peers: int) -> None:
+    """Of a run file whose [node] names a slow optimizer: those that join take that, too."""
+    grow(swarm, peers, ["--config", str(swarm.folder.parent / "run.toml")])
+
+
 def members_seen(swarm: Swarm) -> int:
     """How many members the least informed peer counts."""
     up = [peer for peer in swarm.peers if not peer.gone]

@@ -9,7 +9,7 @@ import pytest
 from node.swarm import PeerProcess, Swarm
 from tests.chaos.logs import read_events, told_faults
 from tests.shell.runs import DILOCO, NOLOCO, UNHURRIED, write_run
-from tests.shell.swarms import WAIT_S, Run, ending, grow, words
+from tests.shell.swarms import WAIT_S, Run, ending, grow, grow_unhurried, words
 
 
 @pytest.fixture
@@ -19,10 +19,6 @@ def swarm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Swarm]:
     swarm = Swarm(tmp_path / "swarm", config, ["--threads", "1"])
     with ending(swarm):
         yield swarm
-
-
-def grow_unhurried(swarm: Swarm, peers: int) -> None:
-    grow(swarm, peers, ["--config", str(swarm.folder.parent / "run.toml")])
 
 
 def done(peer: PeerProcess) -> int:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def draw(report: GossipReport, path: Path) -> None:
-    """A PNG, of a report that followed the distances. Raises MissingExtra, and OSError."""
+    """A PNG, of a report that followed the distances. Raises MissingExtra, StoreError."""
     with picture(path, 9, 4.6) as figure:
         axes = figure.subplots()
         at = [one.exchanges for one in report.distances]

@@ -128,22 +128,7 @@ def simulate_gossip(
     tell: Tell = lambda done, left: None,
 ) -> GossipReport:
     """Raises UserError."""
-    config = run_file.method
-    if not isinstance(config, GossipConfig):
-        raise ConfigError(f"{config.name} does not gossip", "peer simulate has rounds for it")
-    if config.inner.steps is None:
-        raise ConfigError(
-            "how many steps peers take between two exchanges is not said",
-            "set `steps` in [method.inner]",
-        )
-    if partition is not None and not 0 < partition[0] < partition[1] < exchanges:
-        raise ConfigError(
-            f"the swarm cannot be in halves from exchange {partition[0]} to {partition[1]}"
-            f" of {exchanges}",
-            "take two numbers above 0 and below --rounds, the smaller one first",
-        )
-    if not isinstance(run_file.model, GptConfig):
-        raise ConfigError("only the built-in model is simulated", 'take a run of kind = "gpt"')
+    config = _checked(run_file, exchanges, partition)
     data = run_file.data.model_copy(update={"private": False})
     workshop = Workshop.open(run_file.model, data, node or run_file.node, root)
     crowd = Crowd(
@@ -167,11 +152,10 @@ def simulate_gossip(
     )
     watcher = _Watcher(world, workshop if train else None, config)
     started = time.monotonic()
-    size = 1 if config.kind in ("exponential", "random") else config.meeting_size
     looks: list[Look] = []
     distances: list[Distance] = []
     for stop in _stops(exchanges, partition, follow=follow):
-        is_going = world.run(round(stop.exchanges * peers / size))
+        is_going = world.run(stop.exchanges)
         took = time.monotonic() - started
         if stop.exchanges:
             tell(stop.exchanges, took / stop.exchanges * (exchanges - stop.exchanges))
@@ -185,6 +169,27 @@ def simulate_gossip(
             world.part() if stop.exchanges == partition[0] else world.meet_again()
     wall_s = time.monotonic() - started
     return _report(run_file, config, world, looks, kinds, seed, wall_s, partition, tuple(distances))
+
+
+def _checked(run_file: RunFile, exchanges: int, partition: tuple[int, int] | None) -> AnyGossip:
+    """The method's settings, of a run that can be simulated. Raises ConfigError."""
+    config = run_file.method
+    if not isinstance(config, GossipConfig):
+        raise ConfigError(f"{config.name} does not gossip", "peer simulate has rounds for it")
+    if config.inner.steps is None:
+        raise ConfigError(
+            "how many steps peers take between two exchanges is not said",
+            "set `steps` in [method.inner]",
+        )
+    if partition is not None and not 0 < partition[0] < partition[1] < exchanges:
+        raise ConfigError(
+            f"the swarm cannot be in halves from exchange {partition[0]} to {partition[1]}"
+            f" of {exchanges}",
+            "take two numbers above 0 and below --rounds, the smaller one first",
+        )
+    if not isinstance(run_file.model, GptConfig):
+        raise ConfigError("only the built-in model is simulated", 'take a run of kind = "gpt"')
+    return config
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,9 +123,12 @@ class World:
 
     # For who drives it
 
-    def run(self, exchanges: int) -> bool:
-        """Until so many meetings are over in all. False: nothing happens any more."""
-        while self.counts.exchanges < exchanges:
+    def run(self, exchanges: float) -> bool:
+        """Until each peer has had so many, on average. False: nothing happens any more."""
+        is_directed = self.config.kind in ("exponential", "random")
+        size = 1 if is_directed else self.config.meeting_size  # peers that a meeting counts for
+        meetings = round(exchanges * len(self.peers) / size)
+        while self.counts.exchanges < meetings:
             if not self._heap:
                 return False
             self.now_ms, _, peer, life, act = heapq.heappop(self._heap)
