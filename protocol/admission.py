@@ -5,7 +5,7 @@ ledger, then asks to be listed (`Join`). Members pass that on to the round's col
 entry lists it. Members that come back after being dropped need no token: the ledger remembers them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from protocol.catchup import CatchUp
@@ -39,6 +39,8 @@ class Admissions:
         self._core, self._catchup, self._is_ready = core, catchup, is_ready
         self._joins: dict[PeerId, tuple[Admission, int]] = {}  # and the round in which it was heard
         self._leaves: dict[PeerId, Departure] = {}
+        self._welcomed: dict[PeerId, Admission] = {}  # by us, and no members yet
+        self._known = core.head.roster  # when the last round opened
         self._token: Token | None = None
         self._sponsor: PeerId | None = None
         self._next_join_ms: int | None = None
@@ -95,14 +97,19 @@ class Admissions:
     def on_hello(self, guest: bytes, message: Hello, wall_s: int) -> None:
         core = self._core
         try:
-            self._check(message.card, message.token, wall_s)
+            self._verify(message.card, message.token)
+            reason = self._refusal(message.card, message.token, wall_s)
+            if reason is not None:
+                raise RemoteError(reason)
         except RemoteError as error:
             core.send(guest, Refused(str(error)))
             raise
         if message.card.peer not in core.cards:
-            some = core.dice.pick(core.membership.others_up(), _INTRODUCED)
-            core.send(some, Introduce(message.card, message.token))
+            self._introduce(core.membership.others_up(), message.card, message.token)
         core.learn_card(message.card)
+        self._welcomed[message.card.peer] = Admission(message.card, message.token)
+        if len(self._welcomed) > _PENDING_MAX:
+            del self._welcomed[next(iter(self._welcomed))]
         mine = core.cards[core.me]
         others = [
             card
@@ -113,41 +120,51 @@ class Admissions:
         core.send(guest, Welcome(core.manifest, cards, core.ledger.summary()))
         core.note("info", "welcomed", peer=message.card.peer)
 
-    def on_introduce(self, member: bytes, message: Introduce, wall_s: int) -> None:
-        """Somebody whom another member let in: a long state comes faster from many."""
+    def _introduce(self, members: Sequence[PeerId], card: Card, token: Token | None) -> None:
         core = self._core
-        if member not in core.head.roster:
-            raise RemoteError("an introduction by a stranger")
-        if core.may_answer(member):
-            self._check(message.card, message.token, wall_s)
+        core.send(core.dice.pick(members, _INTRODUCED), Introduce(card, token))
+
+    def on_introduce(self, member: bytes, message: Introduce, wall_s: int) -> None:
+        """Somebody whom another member let in: a long state comes faster from many. An entry that
+        is not here yet may say more of both, so neither is blamed for what ours says.
+        """
+        core = self._core
+        if member not in core.head.roster or not core.may_answer(member):
+            return
+        self._verify(message.card, message.token)
+        if self._refusal(message.card, message.token, wall_s) is None:
             core.learn_card(message.card)
 
-    def _check(self, card: Card, token: Token | None, wall_s: int) -> None:
-        """May the owner of this card become a member? Raises RemoteError with the reason."""
+    def _verify(self, card: Card, token: Token | None) -> None:
+        """Raises RemoteError if one of the two is forged."""
         core = self._core
         if not core.keys.is_peer(card.peer):
             raise RemoteError("a card without a public key")
         core.judge.check_card(card)
-        if card.peer in core.head.roster.banned:
-            raise RemoteError("this peer was expelled")
-        if card.peer in core.head.roster:
-            return
-        if token is None:
-            if card.peer not in core.head.roster.alumni:
-                raise RemoteError("an invite is needed")
-        else:
+        if token is not None:
             core.judge.check_token(token)
-            if not core.head.roster.knows(token.minter):
-                raise RemoteError("the invite was made by nobody we know")
-            if token.expires_s < wall_s:
-                raise RemoteError("the invite has expired")
-        if len(core.head.roster) >= core.rules.members_max:
-            raise RemoteError("the run is full")
+
+    def _refusal(self, card: Card, token: Token | None, wall_s: int) -> str | None:
+        """Why the owner of this card may not become a member, by our ledger and our clock."""
+        core, roster = self._core, self._core.head.roster
+        if card.peer in roster.banned:
+            return "this peer was expelled"
+        if card.peer in roster:
+            return None
+        if token is None and card.peer not in roster.alumni:
+            return "an invite is needed"
+        if token is not None and not roster.knows(token.minter):
+            return "the invite was made by nobody we know"
+        if token is not None and token.expires_s < wall_s:
+            return "the invite has expired"
+        return "the run is full" if len(roster) >= core.rules.members_max else None
 
     def on_join(self, source: bytes, message: Join, wall_s: int) -> None:
         core = self._core
         peer = message.card.peer
-        self._check(message.card, message.token, wall_s)
+        self._verify(message.card, message.token)
+        if self._refusal(message.card, message.token, wall_s) is not None:
+            return
         core.learn_card(message.card)
         if peer in core.head.roster:
             return
@@ -183,6 +200,7 @@ class Admissions:
     def opened(self) -> None:
         """A round opened: its collectors are others, so tell them what is still pending."""
         core, roster = self._core, self._core.head.roster
+        self._introduce_to_new()
         for peer, (admission, heard) in list(self._joins.items()):
             if peer in roster or core.head.round - heard > _PENDING_ROUNDS:
                 del self._joins[peer]
@@ -196,6 +214,21 @@ class Admissions:
                 self._pass_on(Leave(peer, departure.round, departure.proof))
         for peer in [peer for peer in self._catchup.guilty if peer not in roster]:
             del self._catchup.guilty[peer]
+
+    def _introduce_to_new(self) -> None:
+        """Whom we let in, to who became a member since: they would refuse its connection, and it
+        asks whoever is a member for what it lacks.
+        """
+        core, roster = self._core, self._core.head.roster
+        if roster is self._known:
+            return
+        fresh = [p for p in roster.members if p not in self._known and p != core.me]
+        self._known = roster
+        for peer in [peer for peer in self._welcomed if peer in roster]:
+            del self._welcomed[peer]
+        if fresh and core.is_member:
+            for admission in core.dice.pick(list(self._welcomed.values()), _INTRODUCED):
+                self._introduce(fresh, admission.card, admission.token)
 
     def changes(self) -> tuple[tuple[Admission, ...], tuple[Departure, ...]]:
         """What the next entry should say about members."""

@@ -211,7 +211,8 @@ class Gathering:
 
     def _next(self, one: _Wanted) -> PeerId | None:
         """Whose turn it is: ours first, if it is ours to add up; should that take long, others may
-        have it. Of an old round nobody is more likely than another.
+        have it. Of an old round, whoever sent us something is more likely to answer than who may
+        not know us.
         """
         core, candidates = self._core, self._candidates(one)
         if candidates[:1] == (core.me,) and not one.asked:
@@ -224,8 +225,10 @@ class Gathering:
             if candidates[:1] == (core.me,):
                 return core.me
             fresh = others
-        is_known = one.entry is not None and self._scattering.deal_before(one.entry) is not None
-        return next(iter(fresh if is_known else core.dice.pick(fresh)), None)
+        if one.entry is not None and self._scattering.deal_before(one.entry) is not None:
+            return next(iter(fresh), None)
+        heard = [peer for peer in fresh if core.membership.has_heard(peer)]
+        return next(iter(core.dice.pick(heard or fresh)), None)
 
     def _ask_again(self, wanted: Iterable[_Wanted]) -> None:
         """Whose turn it is; one message to each peer and entry."""

@@ -135,6 +135,12 @@ class Membership:
         """The others that are alive; if none is, suspects too."""
         return [peer for peer in self.alive() if peer != self._me] or self.others_up()
 
+    def has_heard(self, peer: PeerId) -> bool:
+        """Has this member ever sent us anything? Who is let in is known to those who were members
+        then, and to few others: they take no connection of a stranger.
+        """
+        return peer in self._heard_ms
+
     def view(self) -> tuple[Rumor, ...]:
         """All that is worth telling, our own incarnation included: it denies what is said of us."""
         rumors = [self._view[peer] for peer in sorted(self._view) if peer in self._roster]

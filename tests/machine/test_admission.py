@@ -350,13 +350,49 @@ def test_who_lets_somebody_in_introduces_it() -> None:
     assert not door.sent(Introduce), "once"
 
 
-def test_an_introduction_is_checked_like_a_request() -> None:
-    """P6: who is introduced needs an invite, and who introduces is a member."""
+def test_who_becomes_a_member_hears_of_those_let_in_before() -> None:
+    """An applicant asks any member for what it lacks; one that does not know it refuses."""
     door = Door(ME, MEMBERS)
-    door.hear(ONE, Introduce(card(NEW), None))
-    assert door.faults() == ["an invite is needed"]
-    door.hear(PeerId(bytes(31) + b"s"), Introduce(card(NEW), token(ONE)))
-    assert door.faults() == ["an introduction by a stranger"]
+    door.hear(b"guest 1", Hello(card(NEW), token(ONE)))
+    door.hear(TWO, Closed(entry(door.mark, TWO, admissions=(Admission(card(P[4]), token(ONE)),))))
+    ((to, said),) = door.sent(Introduce)
+    assert to == (P[4],)
+    assert (said.card, said.token) == (card(NEW), token(ONE))
+    door.hear(TWO, Closed(entry(door.mark, TWO)))
+    assert not door.sent(Introduce), "once"
+    door.hear(TWO, Closed(entry(door.mark, TWO, admissions=(Admission(card(NEW), token(ONE)),))))
+    assert not door.sent(Introduce), "who is a member is known by the ledger"
+
+
+def test_an_introduction_is_checked_like_a_request() -> None:
+    """P6: who is introduced needs an invite, and who introduces is a member. What was true by
+    another's ledger and clock is no fault.
+    """
+    door = Door(ME, MEMBERS)
+    for member, who, invite in (
+        (ONE, card(NEW), None),
+        (ONE, card(NEW), token(P[5])),
+        (ONE, card(NEW), token(ONE, expires_s=499)),
+        (PeerId(bytes(31) + b"s"), card(NEW), token(ONE)),
+    ):
+        door.hear(member, Introduce(who, invite), wall_s=500)
+        assert not door.of(Connect)
+        assert not door.faults()
+    door.hear(ONE, Introduce(replace(card(NEW), sequence=5), token(ONE)))
+    assert door.faults() == ["a card with a false signature"]
+    door.hear(ONE, Introduce(card(NEW), replace(token(ONE), nonce=bytes(range(8)))))
+    assert door.faults() == ["a token with a false signature"]
     door.hear(ONE, Introduce(card(NEW), token(ONE)))
     assert [effect.card.peer for effect in door.of(Connect)] == [NEW]
     assert not door.sent(Introduce), "it is not passed on"
+
+
+def test_a_request_that_our_ledger_does_not_support_is_no_fault() -> None:
+    """The minter may be a member by an entry that is not here yet."""
+    door = Door(ME, [ME])
+    door.hear(NEW, Join(card(NEW), token(P[5])))
+    assert not door.faults()
+    closed_here(door)
+    assert door.mark.roster.members == (ME,)
+    door.hear(NEW, Join(replace(card(NEW), sequence=5), token(ME)))
+    assert door.faults()

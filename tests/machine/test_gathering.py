@@ -334,6 +334,26 @@ def test_a_name_that_the_state_lacks_is_kept_with_its_own_round() -> None:
     assert door.written("sums") == {sum_key(1, missing)}
 
 
+def test_who_is_heard_is_asked_before_who_may_not_know_us() -> None:
+    """P4: members that were never told of an applicant refuse its connection."""
+    door = Door(STRANGER, P, RULES)
+    for member in P:
+        if member != SECOND:
+            door.peer.membership.heard(member, Millis(0))
+    turns = []
+    for n in range(20):
+        behind(door, entry_of(LAST), n)
+        turns += asked(door, n)
+    assert len(turns) == 20
+    assert SECOND not in turns
+    door.effects = []
+    while SECOND not in turns:
+        door.now += 1_000
+        assert door.now < 60_000, "who was not heard is asked in the end"
+        door.on(Tick())
+        turns += asked(door)
+
+
 # The state
 
 

@@ -8,19 +8,8 @@ import pytest
 from node.local import FILE
 from node.offline import ReadOnlyStore
 from node.swarm import PeerProcess, Swarm
-from tests.shell.runs import DEMO, DILOCO, SPARSELOCO, STREAMING, UNHURRIED, write_run
-from tests.shell.swarms import (
-    WAIT_S,
-    agree,
-    ask,
-    ending,
-    entries,
-    grow,
-    grow_unhurried,
-    members_seen,
-    reach,
-    words,
-)
+from tests.shell.runs import DEMO, DILOCO, SPARSELOCO, STREAMING, write_run
+from tests.shell.swarms import WAIT_S, agree, ask, ending, entries, grow, members_seen, reach, words
 
 
 def come_and_go(swarm: Swarm) -> None:
@@ -70,13 +59,9 @@ def test_a_swarm_that_sums_part_by_part(quorum: str, tmp_path: Path) -> None:
     and another is let in. 3. All agree, and none has all that the others sent.
     """
     method = DILOCO.replace("steps = 2", "steps_max = 50")
-    # A newcomer fetches sums of rounds that are closed, and is let in once it is no more than two
-    # behind: on a busy machine, rounds of half a second leave it no time for that.
-    config = write_run(
-        tmp_path, method=method, quorum=quorum, parts_max=3, window_s=1.0, node=UNHURRIED
-    )
+    config = write_run(tmp_path, method=method, quorum=quorum, parts_max=3, window_s=1.0)
     with ending(Swarm(tmp_path / "swarm", config, ["--threads", "1"])) as swarm:
-        grow_unhurried(swarm, 4)
+        grow(swarm, 4)
         come_and_go(swarm)
         swarm.stop()
         founder = swarm.peers[0]
