@@ -128,13 +128,12 @@ from protocol.retreat import Retreat
 from protocol.rules import Rules
 from protocol.scattering import Scattering
 from protocol.transfers import Transfers
+from protocol.views import Views
 
 STOP_MS_MAX: Final = 3_000
 _READY_ROUNDS: Final = 2
 _AHEAD_ROUNDS: Final = 4  # what the newest entries need is fetched before the state comes to them
 _STORY_LENGTH: Final = 64
-# In one view; a card has some 150 bytes, and views are compared every few seconds (P8).
-_VIEW_CARDS: Final = 64
 
 Decode = Callable[[bytes], Message]
 
@@ -210,7 +209,7 @@ class Peer:
             self._core, self._attachments, self._scattering, self._ballots, self._catchup.ask
         )
         self._closing.last = saved.last
-        self._next_sync_ms = now + dice.below(rules.sync_interval_ms)
+        self._views = Views(self._core, self._catchup, self._twin)
         self._applied_round: int | None = None  # where the replicated state stood last
         self._stop_at_ms: Millis | None = None
         self._started = self._halted = False
@@ -269,7 +268,7 @@ class Peer:
         """When `Tick` is wanted next."""
         if self._halted or not self._started:
             return None
-        due = self._next_sync_ms
+        due = self._views.wake_ms
         for time in (
             self._closing.wake_ms,
             self._catchup.wake_ms,
@@ -408,7 +407,7 @@ class Peer:
         self._meetings.start()
         self._admissions.start(event.token, event.sponsor)
         if core.is_member:
-            self._announce()
+            self._views.announce()
         self._closing.open()
         self._need_newest()
 
@@ -419,18 +418,9 @@ class Peer:
         if last is not None and before is not None and self._scattering.is_on:
             self._holdings.need(last, before.roster.members)
 
-    def _announce(self) -> None:
-        """Our address may be new: some hear it from us, the rest from them."""
-        core = self._core
-        some = core.dice.pick(core.membership.others_up(), core.rules.fanout)
-        mine = (core.cards[core.me],)
-        # A view is as long as the list of members, so one is asked for, not `fanout` of them (P8).
-        core.send(some[:1], View((), mine, wants_reply=True))
-        core.send(some[1:], View((), mine, wants_reply=False))
-
     def _move(self, event: MoveAsked) -> None:
         self._core.set_own_card(event.card)
-        self._announce()
+        self._views.announce()
 
     def _stop(self) -> None:
         if self._stop_at_ms is not None:
@@ -446,6 +436,9 @@ class Peer:
         self._admissions.leave()
         self._halt("asked to stop", clean=True)
 
+    def _twin(self) -> None:
+        self._halt("another process runs with this identity", clean=False)
+
     def _halt(self, reason: str, *, clean: bool) -> None:
         self._tell(f"halt: {reason}")
         self._core.out.append(Halt(reason, clean))
@@ -459,9 +452,7 @@ class Peer:
             return
         if core.is_member:
             core.send_all(core.membership.tick(core.now))
-        if core.now >= self._next_sync_ms:
-            self._next_sync_ms = core.now + core.rules.sync_interval_ms
-            self._compare_views()
+        self._views.tick()
         self._catchup.tick()
         self._transfers.tick()
         if core.is_member:
@@ -476,15 +467,6 @@ class Peer:
         self._closing.advance()
         if self._stop_at_ms is not None and core.now >= self._stop_at_ms and not self._halted:
             self._depart()
-
-    def _compare_views(self) -> None:
-        """With one that is up, and one that is not or was dropped: this is how two halves meet
-        again (P5).
-        """
-        core = self._core
-        up = core.dice.pick(core.membership.others_up())
-        gone = core.dice.pick(core.membership.dead() + core.membership.former())
-        core.send(up + gone, Sync(core.membership.view_hash(), core.ledger.summary()))
 
     # Receiving
 
@@ -534,10 +516,8 @@ class Peer:
                 core.send_all(core.membership.on_ping_request(sender, message, core.now))
             case Nack():
                 core.membership.on_nack(message)
-            case Sync():
-                self._on_sync(sender, message)
-            case View():
-                self._on_view(sender, message)
+            case Sync() | View():
+                self._views.hear(sender, message)
             case Contribute():
                 self._closing.on_contribute(sender, message)
             case Prepare():
@@ -608,43 +588,6 @@ class Peer:
                 raise RemoteError("an envelope in an envelope")
             case _:
                 assert_never(message)
-
-    def _on_sync(self, sender: PeerId, message: Sync) -> None:
-        core = self._core
-        self._catchup.heard_head(sender, message.head)
-        is_same = message.view == core.membership.view_hash()
-        is_same = is_same and message.head == core.ledger.summary()
-        if not is_same and core.may_answer(sender):
-            core.send(sender, self._view(wants_reply=True))
-            core.send(sender, Ack(0, core.ledger.summary(), ()))
-
-    def _view(self, *, wants_reply: bool) -> View:
-        core = self._core
-        cards = [core.cards[peer] for peer in core.head.roster.members if peer in core.cards]
-        return View(
-            tuple(core.dice.pick(core.membership.view(), codec.VIEW_RUMORS_MAX)),
-            tuple(core.dice.pick(cards, _VIEW_CARDS)),
-            wants_reply,
-        )
-
-    def _on_view(self, sender: PeerId, message: View) -> None:
-        core = self._core
-        if len({card.peer for card in message.cards}) != len(message.cards):
-            raise RemoteError("two cards of one peer")
-        core.membership.hear_view(sender, message.rumors, core.now)
-        for card in message.cards:
-            known = core.cards.get(card.peer)
-            if known is not None and known.sequence >= card.sequence:
-                continue
-            if card.peer == core.me:
-                core.judge.check_card(card)
-                self._halt("another process runs with this identity", clean=False)
-                return
-            if core.head.roster.knows(card.peer):
-                core.judge.check_card(card)
-                core.learn_card(card)
-        if message.wants_reply and core.may_answer(sender):
-            core.send(sender, self._view(wants_reply=False))
 
     def _on_closed(self, sender: PeerId, message: Closed) -> None:
         core, entry = self._core, message.entry
