@@ -22,10 +22,19 @@ u = phi + mu^2 m; u_i, u_j travel in place of phi_i, phi_j:
 So the mean over all peers moves as DiLoCo's weights do, and a gamma of 1 brings two to one place
 whatever their momenta are.
 
-Differences from the paper: theta moves by m_i - D_i, D_i as the others decoded it. What rounding
-took away, and what was done while the exchange went on, stays in theta - phi, and so in the next D.
-With `kept` the largest elements of D alone are sent: then theta - phi is the error feedback. With
-`slow_every` slow weights travel in turns, and where they do not there is no spring.
+What others add to a step is the mean of one vector,
+
+    v = alpha D + gamma phi        m_i <- mu m_i + alpha D_i + mean_j(v_j) - v_i
+
+or alpha D + gamma / (1 + mu) u, so an offer is one model long, and not two as in the paper. With
+the rate and the spring of the paper's code, which are equal, v is alpha theta. What a peer did
+itself is never rounded; what it did while an exchange went on counts as part of D_i.
+
+Two vectors are sent, D and phi (or u), where they are not sent alike (`NoLoCoInParts`): with `kept`
+the largest elements of D alone, with `slow_every` slow weights in turns; where they are not, there
+is no spring. Then theta moves by m_i - D_i, D_i as the others decoded it. What rounding took away,
+and what was done while the exchange went on, stays in theta - phi, and so in the next D: that is
+the error feedback.
 """
 
 from collections.abc import Sequence
@@ -41,7 +50,6 @@ MOMENTUM: Final = "momentum"
 
 class NoLoCo(Mixing):
     vectors = (SLOW, MOMENTUM)
-    coded = 2
 
     def __init__(self, alpha: float, gamma: float, mu: float, *, nesterov: bool = False) -> None:
         self._alpha, self._mu, self._nesterov = alpha, mu, nesterov
@@ -51,27 +59,56 @@ class NoLoCo(Mixing):
         state[SLOW].copy_(state[MODEL])
 
     def offer(self, state: State) -> list[Tensor]:
-        slow = state[SLOW]
-        held = slow + self._mu**2 * state[MOMENTUM] if self._nesterov else slow
-        return [state[MODEL] - slow, held]
+        """v."""
+        return [self._alpha * _moved(state) + self._gamma * self._held(state)]
 
     def moves(self, mine: Offer | None, others: Sequence[Offer]) -> list[Tensor]:
-        """The momentum's gain, and D_i."""
+        """What the others add to this one's gain."""
         assert mine is not None, "all send"
-        moved, *slow = mine
-        gain = self._alpha * (moved + toward_mean(moved, [theirs[0] for theirs in others]))
-        if slow:
-            gain += self._gamma * toward_mean(slow[0], [theirs[1] for theirs in others])
-        return [gain, moved]
+        return [toward_mean(mine[0], [theirs[0] for theirs in others])]
 
     def apply(self, state: State, moves: Sequence[Tensor]) -> None:
-        gain, moved = moves
+        moved = _moved(state)
+        self._step(state, self._alpha * moved + moves[0], moved)
+
+    def alone(self, state: State) -> None:
+        moved = _moved(state)
+        self._step(state, self._alpha * moved, moved)
+
+    def _held(self, state: State) -> Tensor:
+        """What the spring holds on to."""
+        slow = state[SLOW]
+        return slow + self._mu**2 * state[MOMENTUM] if self._nesterov else slow
+
+    def _step(self, state: State, gain: Tensor, moved: Tensor) -> None:
         momentum = state[MOMENTUM]
         momentum.mul_(self._mu).add_(gain)
         step = gain + self._mu * momentum if self._nesterov else momentum
         state[SLOW].add_(step)
         state[MODEL].add_(step - moved)
 
-    def alone(self, state: State) -> None:
-        moved = state[MODEL] - state[SLOW]
-        self.apply(state, [self._alpha * moved, moved])
+
+class NoLoCoInParts(NoLoCo):
+    """Of the second vector not every stretch has any."""
+
+    def offer(self, state: State) -> list[Tensor]:
+        """D, and what the spring holds on to."""
+        return [_moved(state), self._held(state)]
+
+    def moves(self, mine: Offer | None, others: Sequence[Offer]) -> list[Tensor]:
+        """The momentum's gain, and D_i."""
+        assert mine is not None, "all send"
+        moved, *held = mine
+        gain = self._alpha * (moved + toward_mean(moved, [theirs[0] for theirs in others]))
+        if held:
+            gain += self._gamma * toward_mean(held[0], [theirs[1] for theirs in others])
+        return [gain, moved]
+
+    def apply(self, state: State, moves: Sequence[Tensor]) -> None:
+        gain, moved = moves
+        self._step(state, gain, moved)
+
+
+def _moved(state: State) -> Tensor:
+    """D."""
+    return state[MODEL] - state[SLOW]

@@ -33,11 +33,16 @@ class NoLoCoConfig(MeetingConfig):
     """
     slow_every: Annotated[int, Field(ge=1, le=256)] = 1
     """Slow weights go with a stretch in every so many exchanges, in turns; without them a meeting
-    has no spring there. More than 1 wants a small `stretch`.
+    has no spring there. More than 1 wants a small `stretch`, and is of use with `kept`: otherwise a
+    peer sends one vector for both, whole.
     """
 
-    coded: ClassVar[int] = 2
     rates: ClassVar[tuple[str, ...]] = ("0.3", "0.5", "0.7", "1")
+
+    @property
+    def coded(self) -> int:
+        """Moves and slow weights are one vector if they are sent alike."""
+        return 1 if self.kept is None and self.slow_every == 1 else 2
 
     @property
     def sparse_kept(self) -> int | None:
@@ -48,7 +53,7 @@ class NoLoCoConfig(MeetingConfig):
         return self.slow_every
 
     def vectors_due(self, stretch: int, turn: int) -> int:
-        return 2 if (stretch + turn) % self.slow_every == 0 else 1
+        return self.coded if (stretch + turn) % self.slow_every == 0 else 1
 
     @property
     def spring_max(self) -> float:

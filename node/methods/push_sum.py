@@ -29,7 +29,6 @@ _SHARE: Final = 0.5
 class PushSum(Mixing):
     vectors = (MASS,)
     per_stretch = (WEIGHT,)
-    exact = 1
     conserved = MASS
 
     def begin(self, state: State) -> None:

@@ -96,9 +96,10 @@ def build_mixing(config: AnyGossip) -> "Mixing":
 
             return Averaging()
         case NoLoCoConfig():
-            from node.methods.noloco import NoLoCo
+            from node.methods.noloco import NoLoCo, NoLoCoInParts
 
-            return NoLoCo(
+            kind = NoLoCo if config.coded == 1 else NoLoCoInParts
+            return kind(
                 config.learning_rate, config.spring, config.momentum, nesterov=config.nesterov
             )
         case PushSumConfig():

@@ -14,7 +14,7 @@ from node.methods.ad_psgd import wait
 from node.methods.ad_psgd_config import AdPsgdConfig
 from node.methods.d_psgd import Averaging
 from node.methods.dadao import MODEL_AHEAD, Z_AHEAD, Dadao, Z
-from node.methods.noloco import MOMENTUM, SLOW, NoLoCo
+from node.methods.noloco import MOMENTUM, SLOW, NoLoCo, NoLoCoInParts
 from node.methods.parts.gossip_config import Kind
 from node.methods.parts.mixing import MODEL
 from node.methods.push_sum import MASS, WEIGHT, PushSum
@@ -171,6 +171,26 @@ def test_with_nesterov_peers_stay_near_each_other_whatever_the_momentum() -> Non
                 mix(mixing, [states[view.members.index(member)] for member in one.peers])
         apart.append(distance(torch.stack([state[SLOW] for state in states])))
     assert apart[1] < 0.7 * apart[0]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("peers", [2, 3])
+def test_one_vector_says_what_two_say(nesterov: bool, peers: int) -> None:
+    """Moves and slow weights in one, or each by itself: the same step, round after round."""
+    one, two = (kind(0.6, 0.3, 0.5, nesterov=nesterov) for kind in (NoLoCo, NoLoCoInParts))
+    start = normal(peers, 30, seed=1)
+    swarms = [[state_of(mixing, row) for row in start] for mixing in (one, two)]
+    for round in range(5):
+        steps = normal(peers, 30, seed=round + 2)
+        for mixing, states in zip((one, two), swarms, strict=True):
+            for state, step in zip(states, steps, strict=True):
+                state[MODEL] += step
+            mix(mixing, states)
+        for a, b in zip(*swarms, strict=True):
+            for name in (MODEL, SLOW, MOMENTUM):
+                assert torch.allclose(a[name], b[name], atol=1e-13)
+    with_theta = NoLoCo(0.6, 0.6, 0.5).offer(state := swarms[0][0])
+    assert torch.allclose(with_theta[0], 0.6 * state[MODEL], atol=1e-14)
 
 
 def test_noloco_of_groups_pulls_to_the_group_mean() -> None:

@@ -177,7 +177,7 @@ def test_peers_learn_and_their_mean_is_judged(simulate: Simulate, name: str) -> 
     assert last.estimated == pytest.approx(last.distance, rel=1.0)
     assert report.exchanges_a_peer >= 10
     assert report.bytes_an_exchange > report.coded_bytes
-    assert report.coded_bytes == pytest.approx(2904 * 4 * (2 if name == "noloco" else 1), rel=0.01)
+    assert report.coded_bytes == pytest.approx(2904 * 4, rel=0.01)
     if name != "noloco":
         assert report.kept_worst is not None
         assert report.kept_worst <= 4

@@ -33,10 +33,13 @@ class GossipConfig(BaseModel):
     from_scratch: ClassVar[bool] = True
     gossips: ClassVar[bool] = True
     sums: ClassVar[bool] = False
-    coded: ClassVar[int] = 1
-    """Vectors as long as the model that a peer sends in an exchange."""
     exact: ClassVar[int] = 0
     """Numbers that it sends with each stretch."""
+
+    @property
+    def coded(self) -> int:
+        """Vectors as long as the model that a peer sends in an exchange."""
+        return 1
 
     @property
     def sparse_kept(self) -> int | None:

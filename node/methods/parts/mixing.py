@@ -29,10 +29,6 @@ class Mixing(ABC):
     """Beside MODEL, as long as it."""
     per_stretch: ClassVar[tuple[str, ...]] = ()
     """One float64 of each stretch."""
-    coded: ClassVar[int] = 1
-    """Vectors in an offer."""
-    exact: ClassVar[int] = 0
-    """Numbers of each stretch in an offer."""
     conserved: ClassVar[str | None] = None
     """The vector whose sum over all peers no exchange changes; steps move it as far as MODEL."""
 
