@@ -5,7 +5,9 @@ was asked writes.
 """
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -213,6 +215,7 @@ _trains: Callable[[Cell], Outcome]  # in such a process, once it is open
 def _open(task: Task, node: NodeConfig, root: Path, counter: "Synchronized[int]") -> None:
     global _trains
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that was asked
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     workshop = Workshop.open(task.model, task.data, node, root)
 
     def moved(batches: int) -> None:
@@ -223,6 +226,14 @@ def _open(task: Task, node: NodeConfig, root: Path, counter: "Synchronized[int]"
         return train(task, cell, workshop, moved)
 
     _trains = trains
+
+
+def _end_with_parent() -> None:
+    """Killed, it ends no others; and what they train, nobody would take."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "the pool started this one"
+    parent.join()
+    os._exit(1)
 
 
 def _train(cell: Cell) -> Outcome:

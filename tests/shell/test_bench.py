@@ -1,7 +1,11 @@
 """`peer bench methods` as a person meets it."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +118,39 @@ def test_json_is_the_whole_report(bench: Run, tmp_path: Path) -> None:
     assert facts["task"]["peers"] == 2
     assert "received_bytes" in facts["formulas"]["hours"]
     assert not (out / "methods.png").exists()
+
+
+def test_processes_end_with_the_one_that_was_asked(tmp_path: Path) -> None:
+    """Also when it is killed, and can end nobody."""
+    run = str(write_run(tmp_path, method=SPARSELOCO))
+    code = "from cli.app import main; main()"
+    wish = ("bench", "methods", run, *SMALL[:4], "--total-steps", "1000000", "--jobs", "2")
+    rest = ("--rates", "own", "--no-plot", "--methods", "diloco", "--out", str(tmp_path / "out"))
+    with subprocess.Popen(
+        (sys.executable, "-c", code, *wish, *rest), stderr=subprocess.PIPE, text=True
+    ) as asked:
+        assert asked.stderr is not None
+        try:
+            for line in asked.stderr:
+                if "batches/s" in line and " 0 batches/s" not in line:
+                    break  # they are at work
+            helpers = children(asked.pid)
+        finally:
+            asked.kill()
+            asked.stderr.close()
+    assert len(helpers) >= 2
+    end = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in helpers) and time.monotonic() < end:
+        time.sleep(0.05)
+    left = [pid for pid in helpers if Path(f"/proc/{pid}").exists()]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def children(pid: int) -> list[int]:
+    found = (task.read_text().split() for task in Path(f"/proc/{pid}/task").glob("*/children"))
+    return [int(child) for one in found for child in one]
 
 
 def test_help_says_what_is_compared(bench: Run) -> None:
