@@ -2,11 +2,16 @@
 onto a peer's disk, beside each of them.
 """
 
+import fcntl
+import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -22,6 +27,8 @@ from node.training.evaluate import held_out_loss
 from node.training.models import Model
 from protocol.entries import Attachment
 from protocol.ids import Hash
+
+_FRESH_S: Final = 60.0  # it may have been made, and not locked yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +52,10 @@ def merge_models(
         raise UserError("no member's model could be had", "see `peer status` for who is up")
     disk = ReadOnlyStore(home)
     # The peer removes them after a while, and loading and judging may take longer.
-    with tempfile.TemporaryDirectory(prefix="merging-", dir=home) as folder:
+    with _folder(home) as folder:
         try:
             reader = AttachmentReader(home, disk)
-            files = [reader.hold(_blob(one), Path(folder)) for one in here]
+            files = [reader.hold(_blob(one), folder) for one in here]
             tell("loading model and data")
             membership, node, root = recall_membership(home, disk, changes)
             manifest = membership.manifest
@@ -56,6 +63,28 @@ def merge_models(
             return _merge(workshop, files, here, missing, target, merge_adapter, tell)
         finally:
             disk.close()
+
+
+@contextmanager
+def _folder(home: Path) -> Iterator[Path]:
+    """An empty one, gone at the end. Those of processes that were killed go, too."""
+    for left in home.glob("merging-*"):
+        with suppress(OSError), _locked(left):
+            if time.time() - left.stat().st_mtime > _FRESH_S:
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix="merging-", dir=home) as name, _locked(Path(name)):
+        yield Path(name)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Raises OSError if another process holds it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _merge(
