@@ -184,8 +184,8 @@ class Meetings:
             if any(self._is_gone(peer) for peer in session.others):
                 session.ends = session.ends or "the other side is down"
             session.tick()
-        self._verdicts.tick()
         self._end_sessions()
+        self._verdicts.tick()  # asks at once about what those that ended left in doubt
 
     def _why_not(self, one: _Waiting) -> str | None:
         core = self._core

@@ -2,6 +2,7 @@
 
 Everything follows from the seed: names, delays, work times, faults. Every message passes through
 the real codec, every effect through the real `perform`. A peer that crashes loses all but its disk.
+As with the real transport, a process hears from those whose cards it has, and from guests.
 """
 
 import heapq
@@ -24,7 +25,7 @@ from protocol.entries import Card, Token, card_bytes, token_bytes
 from protocol.events import Event, Received, Started, StopAsked, Tick
 from protocol.ids import Hash, Millis, PeerId, RunId, digest
 from protocol.ledger import Judge, Mark, Write
-from protocol.messages import Message
+from protocol.messages import Hello, Message, Welcome
 from protocol.peer import Peer
 from protocol.relaying import RelayLimits
 from protocol.restore import TABLES, restore, saved_cards
@@ -32,6 +33,8 @@ from protocol.roster import Roster
 from protocol.rules import Rules
 
 _DAY_S: Final = 86_400
+_GUEST: Final = b"guest "
+_KNOCK_MS: Final = 1_000
 _NAMED_BY_CONTENT: Final = ("entries", "rosters")
 
 
@@ -118,6 +121,8 @@ class SimPeer:
     clock_ms: int = 0  # how far its clock is ahead of the world's
     commit_ms: float = 0.0  # how long its disk takes for a commit
     commits_before: int = 0  # made before the event that is being handled
+    links: set[PeerId] = field(default_factory=set)  # of its process: all others are refused
+    is_welcome: bool = False  # who invited it has let it in, once
 
     @property
     def lag_ms(self) -> float:
@@ -252,6 +257,7 @@ class World:
         who.life += 1
         who.sequence += 1
         who.wants_up, who.halted = True, None
+        who.links.clear()
         genesis = Mark(0, Hash(self.run), 0, Roster(self._founders))
         saved = restore(who.disk, genesis)
         seed = b"%b %d" % (who.id, who.life)
@@ -277,7 +283,7 @@ class World:
             self._push(self.now_ms + delay_ms, who, life, call)
 
         def send(to: bytes, message: Message) -> None:
-            self.post(who.id, PeerId(to), encode(message))
+            self.send(who, to, encode(message))
 
         worker = StubWorker(
             who.id,
@@ -307,7 +313,20 @@ class World:
         )
         who.wake_ms = None
         known = saved_cards(who.disk) or who.contacts
-        self._step(who, Started(self._card(who.keys, who.sequence), known, who.token))
+        card = self._card(who.keys, who.sequence)
+        sponsor = who.contacts[0].peer if who.token is not None else None
+        self._step(who, Started(card, known, who.token, sponsor))
+        if who.token is not None and not who.is_welcome:
+            self._knock(who, encode(Hello(card, who.token)))
+
+    def _knock(self, who: SimPeer, hello: bytes) -> None:
+        """As a guest of who invited it, until that one lets it in: nobody knows it before."""
+        door, life = self.by_id[who.contacts[0].peer], who.life
+        if who.life != life or who.is_welcome:
+            return
+        for at_ms in self.network.arrivals(who.id, door.id, len(hello), self.now_ms):
+            self._push(at_ms, door, -1, Received(_GUEST + who.id, hello, 0))
+        self._push(self.now_ms + _KNOCK_MS, who, life, lambda: self._knock(who, hello))
 
     def _gossiper(
         self,
@@ -375,6 +394,14 @@ class World:
         self._sequence += 1
         heapq.heappush(self._heap, (at_ms, self._sequence, who, life, event))
 
+    def send(self, who: SimPeer, to: bytes, data: bytes) -> None:
+        """Nowhere, if it is nobody whom its process knows."""
+        if to.startswith(_GUEST):
+            guest = self.by_id[PeerId(to.removeprefix(_GUEST))]
+            guest.is_welcome |= isinstance(self._decode(data), Welcome)
+        elif to in who.links:
+            self.post(who.id, PeerId(to), data)
+
     def post(self, sender: PeerId, to: PeerId, data: bytes) -> None:
         self.on_frame(data)
         receiver = self.by_id.get(to)
@@ -392,6 +419,9 @@ class World:
                 continue
             if who.paused_until_ms > self.now_ms:
                 self._push(who.paused_until_ms, who, life, event)
+                continue
+            if isinstance(event, Received) and not _is_let_in(who, event.source):
+                self.counts["refused"] += 1
                 continue
             if event is None:
                 if who.wake_ms is None or who.wake_ms > self.now_ms:
@@ -472,13 +502,17 @@ class _SimTransport:
         self._world, self._who = world, who
 
     def connect(self, card: Card) -> None:
-        pass
+        self._who.links.add(card.peer)
 
     def disconnect(self, peer: PeerId) -> None:
-        pass
+        self._who.links.discard(peer)
 
     def send(self, to: bytes, data: bytes) -> None:
-        self._world.post(self._who.id, PeerId(to), data)
+        self._world.send(self._who, to, data)
+
+
+def _is_let_in(who: SimPeer, source: bytes) -> bool:
+    return source in who.links or source.startswith(_GUEST)
 
 
 class _SimWatcher:

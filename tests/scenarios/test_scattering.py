@@ -271,3 +271,28 @@ def test_bad_parts_are_counted_against_their_sender(what: str) -> None:
     assert_moves_on(world, 3, 200_000)
     assert bent[what]
     assert any(who.peer.faults.get(liar.id) for who in world.up() if who is not liar)
+
+
+@BOTH
+def test_an_applicant_is_known_to_members_that_came_after_it(quorum: Quorum) -> None:
+    """P4: what it lacks it asks of anybody, and they take no connection of a stranger.
+
+    1. A newcomer is let in, and takes six seconds to load.
+    2. Meanwhile others come, and are members before it is.
+    3. It follows the sums of short rounds, and becomes a member; hardly anybody refuses it.
+    """
+    world = swarm(1, quorum=quorum, window_ms=250)
+    world.run_for(3_000)
+    late = world.join("late")
+    world.run_for(50)
+    world.crash(late)
+    late.loads_ms = 6_000
+    world.start(late)
+    for number in range(5):
+        world.join(f"n{number}")
+        world.run_for(1_000)
+    assert len(world.peers["p0"].peer.ledger.head.roster) >= 4
+    assert not late.peer.is_member
+    assert world.run_until(lambda: late.peer.is_member, 10_000)
+    assert_moves_on(world, 5)
+    assert world.counts["refused"] < 20
