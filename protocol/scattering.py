@@ -21,6 +21,7 @@ from protocol.ledger import Mark, Write
 from protocol.messages import Contribute, Part, PartRequest, PartsHeld
 from protocol.parts import check_part, path_to
 from protocol.rounds import ranking
+from protocol.rules import Quorum
 
 _AGAIN_MS: Final = 1_000  # an offer may have been lost
 _PATIENCE_MS: Final = 4_000  # a part that nobody asked us for in so long is offered to another
@@ -180,13 +181,15 @@ class Scattering:
         self, deal: Deal, sender: PeerId, message: Part | PartsHeld | PartRequest
     ) -> bool:
         """Who became a member later adds up old sums like all others, and asks for what that
-        takes; what it holds of them counts for nothing.
+        takes; what it holds of them counts for nothing. It may know before us that a round is over.
         """
         if sender in deal.mark.roster:
             return True
+        if isinstance(message, PartRequest):
+            return sender in self._core.head.roster
         if deal is self.open_deal():
             raise RemoteError("a part of a round that is not this sender's business")
-        return isinstance(message, PartRequest) and sender in self._core.head.roster
+        return False
 
     # Authors
 
@@ -313,8 +316,11 @@ class Scattering:
         try:
             check_part(whole, deal.count, number, message.part, message.path)
         except RemoteError:
-            if deal is not self.open_deal() or author in deal.doubled:
-                return  # of what it brought after it left an entry, and that is no fault
+            # Perhaps of what it brought after it left an entry. We would know by its contribution,
+            # which may be lost on the way. Where most bind, nobody leaves an entry.
+            may_differ = self._core.rules.quorum is Quorum.ANY or author in deal.doubled
+            if may_differ or deal is not self.open_deal():
+                return
             raise
         deal.parts[author, number] = message.part
         holders = dict.fromkeys((sender, author))
