@@ -185,11 +185,9 @@ class Scattering:
         """
         if sender in deal.mark.roster:
             return True
-        if isinstance(message, PartRequest):
-            return sender in self._core.head.roster
-        if deal is self.open_deal():
+        if isinstance(message, Part) and deal is self.open_deal():
             raise RemoteError("a part of a round that is not this sender's business")
-        return False
+        return isinstance(message, PartRequest) and sender in self._core.head.roster
 
     # Authors
 
