@@ -307,6 +307,21 @@ _P3_GOSSIP: Final[_Rows] = (
 
 _P4: Final[_Rows] = (
     (
+        "Members that came after it do not know an applicant.",
+        "protocol/admission.py",
+        "                self._introduce(fresh, admission.card, admission.token)",
+        "                pass",
+        "tests/scenarios/test_scattering.py"
+        "::test_an_applicant_is_known_to_members_that_came_after_it",
+    ),
+    (
+        "An applicant asks those first who may refuse it.",
+        "protocol/gathering.py",
+        "core.dice.pick(heard or fresh)",
+        "core.dice.pick(fresh)",
+        _MACHINE + "test_gathering.py::test_who_is_heard_is_asked_before_who_may_not_know_us",
+    ),
+    (
         "A closer lists what nobody who is left can add up.",
         "protocol/ballots.py",
         "if self._holdings.is_within_reach(by, gone)",
