@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 KEPT: Final = 2
 _LEASE_S: Final = 60.0  # a snapshot that somebody is fetching is not collected
 _LEASED_MAX: Final = 1  # beside those that are kept anyway
-# And the newest of all, one that the ledger names, and one being written.
+# Who comes to a run of very short rounds asks for what the ledger named a moment ago. As long as
+# they are small: a large model takes longer for a period.
+_RECENT_S: Final = 10.0
+_RECENT_BYTES: Final = 32 << 20
+# And the newest of all, one that the ledger names, and one being written; beside the recent ones.
 ON_DISK_MAX: Final = KEPT + _LEASED_MAX + 3
 _FOLDER, _SUFFIX = "snapshots", ".safetensors"
 
@@ -51,6 +55,7 @@ class Snapshots:
         self._disk, self._every = disk, every
         self._leases: dict[Hash, float] = {}
         self._established: Hash | None = None
+        self._replaced: dict[Hash, float] = {}  # when a newer one was established, oldest first
         records = _records(disk)
         blobs = (record.blob for record in records)
         self.files = ChunkFiles(home / _FOLDER, _SUFFIX, blobs, self._lease)
@@ -124,17 +129,36 @@ class Snapshots:
 
     def establish(self, root: Hash) -> int:
         """The ledger names this one. Returns the first round that somebody may still have to
-        replay: that of the newest one here which the ledger names, or 0.
+        replay: that of the newest one here which the ledger names, or named lately; or 0.
         """
         with self._lock:
+            before, now = self._established, time.monotonic()
             if root in self._records:
                 self._established = root
+            if before is not None and before != self._established:
+                self._replaced[before] = now
             record = self._records.get(self._established or root)
-            return 0 if record is None else record.round
+            if record is None:
+                return 0
+            return min(one.round for one in [record, *self._recent(now)])
+
+    def _recent(self, now: float) -> list[Record]:
+        """Those that a newer one replaced so lately that somebody may be about to ask for them."""
+        found, room = list[Record](), _RECENT_BYTES
+        for root, replaced_s in reversed(self._replaced.items()):
+            record = self._records.get(root)
+            if record is None:
+                continue
+            room -= record.blob.size
+            if room < 0 or now - replaced_s >= _RECENT_S:
+                break
+            found.append(record)
+        return found
 
     def _collect(self) -> None:
         """The newest that others have too stay, one that somebody is fetching, the one that the
-        ledger names, because whoever is behind needs it, and the newest of all, to start from.
+        ledger names, because whoever is behind needs it, with those that it named lately, and the
+        newest of all, to start from.
         """
         now = time.monotonic()
         records = self.newest()
@@ -146,12 +170,14 @@ class Snapshots:
         ]
         stay = {r.root for r in [*records[:1], *common[:KEPT], *leased[:_LEASED_MAX]]}
         stay |= {self._established} if self._established else set()
+        stay |= {record.root for record in self._recent(now)}
         old = [record.root for record in records if record.root not in stay]
         if old:
             self._disk.commit([Write("snapshots", root, None) for root in old])
         for root in old:
             del self._records[root]
             self._leases.pop(root, None)
+            self._replaced.pop(root, None)
             self.files.remove(root)
 
 

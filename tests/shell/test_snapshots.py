@@ -4,6 +4,7 @@ import random
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -230,6 +231,24 @@ def test_two_newest_of_all_and_what_is_being_fetched_stay(shelf: Shelf) -> None:
     shelf.take()
     assert shelf.snapshots.rounds() == [150, 200]
     assert len(list((shelf.home / "snapshots").iterdir())) == 2
+
+
+def test_what_the_ledger_named_lately_stays(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P4: a newcomer asks for what its ledger names, and where rounds are short a newer one is
+    named before its question is here. What is to be replayed from there stays, too.
+    """
+    now = 1_000.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    for round in range(50, 650, 50):
+        now += 1.0
+        shelf.replica.round, shelf.replica.hash = round, Hash(bytes([round // 50]) * 32)
+        first = shelf.snapshots.establish(shelf.take().root)
+        assert first == max(50, round - 10 * 50)
+    assert shelf.snapshots.rounds() == list(range(100, 650, 50))
+    monkeypatch.setattr(module, "_RECENT_BYTES", 1)
+    shelf.replica.round, shelf.replica.hash = 650, Hash(bytes([13]) * 32)
+    assert shelf.snapshots.establish(shelf.take().root) == 650, "large ones do not"
+    assert shelf.snapshots.rounds() == [600, 650]
 
 
 def test_the_most_that_are_on_disk_at_once(shelf: Shelf) -> None:
