@@ -104,11 +104,11 @@ class Crew(Swarm):
     def start(self, peers: int) -> None:
         """Found a run and let all others in. Raises SwarmError."""
         self.found()
-        self._until(self.invite_file.exists, "the founder wrote no invite", 120)
+        self.until(self.invite_file.exists, "the founder wrote no invite", 120)
         while len(self.peers) < peers:
             for _ in range(min(_START_AT_ONCE, peers - len(self.peers))):
                 self.join()
-            self._until(
+            self.until(
                 lambda: all(peer.seen is not None for peer in self.peers),
                 "not all peers came up",
                 180,
@@ -121,11 +121,11 @@ class Crew(Swarm):
 
     def wait_for_members(self, count: int) -> None:
         """Raises SwarmError."""
-        self._until(lambda: self.members_seen() == count, "not all peers became members", 300)
+        self.until(lambda: self.members_seen() == count, "not all peers became members", 300)
 
-    def _until(self, done: Callable[[], bool], complaint: str, most_s: float) -> None:
+    def until(self, done: Callable[[], bool], complaint: str, most_s: float) -> None:
         if not self.wait(done, most_s, every_s=0.5):
-            said = "\n".join(f"{p.name}: {self.last_words(p, 3)}" for p in self.peers)
+            said = "\n".join(f"{p.name}: {self.last_words(p, 3)}\n{p.seen}" for p in self.peers)
             raise SwarmError(f"{complaint} within {most_s:.0f} s", said)
 
     def members_seen(self) -> int:

@@ -33,6 +33,7 @@ from tests.chaos.telling import tell
 
 _PAUSE_S: Final = 1.0  # between a kill and the next start
 _COME_S: Final = 120.0
+_ANY_PORT: Final = "tcp://127.0.0.1:0"
 _FRACTION_MAX: Final = 0.01  # of a whole number, by rounding; a lost move is any part of one
 
 RUN: Final = """
@@ -82,7 +83,7 @@ def mass(folder: Path, peers: int, seconds: float, seed: int) -> dict[str, objec
     chance = random.Random(f"mass {seed}")
     with Crew(folder / "swarm", config) as crew:
         crew.start(peers)
-        assert crew.wait(lambda: all(map(_has_met, crew.peers)), _COME_S), "nobody meets anybody"
+        crew.until(lambda: all(map(_has_met, crew.peers)), "not all met somebody", _COME_S)
         (folder / "go").touch()
         end_s = time.monotonic() + seconds
         kills = 0
@@ -120,11 +121,22 @@ def is_whole(part: Tensor) -> bool:
 
 def _kill_and_restart(crew: Crew, victims: Sequence[PeerProcess]) -> None:
     for victim in victims:
+        _stay(victim)
         crew.kill(victim)
     crew.wait(lambda: False, _PAUSE_S)
     for victim in victims:
         crew.restart(victim)
-    assert crew.wait(lambda: all(map(_has_met, victims)), _COME_S), "some meet nobody any more"
+        victim.seen = None  # what it said before it was killed
+    names = ", ".join(victim.name for victim in victims)
+    complaint = f"of {names}, started again, not all met somebody"
+    crew.until(lambda: all(map(_has_met, victims)), complaint, _COME_S)
+
+
+def _stay(peer: PeerProcess) -> None:
+    """It comes back where it was: if all were elsewhere at once, nobody would find anybody."""
+    assert peer.seen is not None
+    (here,) = peer.seen["addresses"]
+    peer.command = tuple(here if part == _ANY_PORT else part for part in peer.command)
 
 
 def _has_met(peer: PeerProcess) -> bool:
