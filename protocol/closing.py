@@ -271,8 +271,6 @@ class Closing:
         if seat is None or message.round != core.head.round:
             return
         if sender in round.held or sender in round.awaited:
-            if message.attached is not None:
-                self._scattering.again(sender, message.attached)
             return
         core.judge.weigh_payload(message.payload, message.attached)
         line = message.line(seat)

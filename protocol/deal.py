@@ -90,7 +90,6 @@ class Deal:
     held: dict[int, set[PeerId]] = field(default_factory=dict)  # on our disk: whose, by number
     covered: dict[PeerId, set[int]] = field(default_factory=dict)  # on disks of others than its own
     told: dict[int, dict[PeerId, bytes]] = field(default_factory=dict)  # of each number, by whom
-    doubled: set[PeerId] = field(default_factory=set)  # brought another whole since
     waiting: dict[PeerId, Callable[[], None]] = field(default_factory=dict)
     mine: Own | None = None
     is_news: bool = False  # something came that the collectors were not told of

@@ -277,14 +277,6 @@ class Scattering:
             if message is not None:
                 self._heed(author, message)
 
-    def again(self, author: PeerId, whole: Attachment) -> None:
-        """A contribution to the open round comes a second time. Who left an entry since may bring
-        something else; what came first counts here.
-        """
-        deal = self.open_deal()
-        if deal is not None and deal.wholes.get(author, whole) != whole:
-            deal.doubled.add(author)
-
     def settle(self, deal: Deal, author: PeerId, whole: Attachment) -> None:
         """An entry lists this. Whoever signed two different ones is believed the one that counts;
         while the round is open, none does.
@@ -314,10 +306,9 @@ class Scattering:
         try:
             check_part(whole, deal.count, number, message.part, message.path)
         except RemoteError:
-            # Perhaps of what it brought after it left an entry. We would know by its contribution,
-            # which may be lost on the way. Where most bind, nobody leaves an entry.
-            may_differ = self._core.rules.quorum is Quorum.ANY or author in deal.doubled
-            if may_differ or deal is not self.open_deal():
+            # Where any seal counts it may be of what the author brought after it left an entry, and
+            # that is no fault; what came first counts. Nor do we know what others have open still.
+            if self._core.rules.quorum is Quorum.ANY or deal is not self.open_deal():
                 return
             raise
         deal.parts[author, number] = message.part

@@ -243,12 +243,13 @@ def test_a_sum_that_nobody_has_is_given_up(quorum: Quorum) -> None:
     assert_moves_on(world, 1)
 
 
+@BOTH
 @pytest.mark.parametrize("what", ["path", "number", "seats", "stranger"])
-def test_bad_parts_are_counted_against_their_sender(what: str) -> None:
+def test_bad_parts_are_counted_against_their_sender(what: str, quorum: Quorum) -> None:
     """P6: nothing of it is fetched, and nobody stops. Where any seal counts, a part that does not
     fit may be of what its author brought after it left an entry.
     """
-    world = swarm(4, 7, Quorum.MAJORITY if what == "path" else Quorum.ANY)
+    world = swarm(4, 7, quorum)
     liar = world.peers["p1"]
     post, bent = world.post, Counter[str]()
 
@@ -272,7 +273,8 @@ def test_bad_parts_are_counted_against_their_sender(what: str) -> None:
     world.post = bend  # type: ignore[method-assign]
     assert_moves_on(world, 3, 200_000)
     assert bent[what]
-    assert any(who.peer.faults.get(liar.id) for who in world.up() if who is not liar)
+    is_blamed = any(who.peer.faults.get(liar.id) for who in world.up() if who is not liar)
+    assert is_blamed == (quorum is Quorum.MAJORITY or what != "path")
 
 
 @BOTH
