@@ -25,13 +25,23 @@ if TYPE_CHECKING:
 KEPT: Final = 2
 _LEASE_S: Final = 60.0  # a snapshot that somebody is fetching is not collected
 _LEASED_MAX: Final = 1  # beside those that are kept anyway
-# Who comes to a run of very short rounds asks for what the ledger named a moment ago. As long as
-# they are small: a large model takes longer for a period.
+# Who comes to a run of very short rounds asks for what the ledger named a moment ago. Small ones: a
+# large model takes longer for a period.
 _RECENT_S: Final = 10.0
+_RECENT_MAX: Final = 32
 _RECENT_BYTES: Final = 32 << 20
-# And the newest of all, one that the ledger names, and one being written; beside the recent ones.
-ON_DISK_MAX: Final = KEPT + _LEASED_MAX + 3
+# And the newest of all, one that the ledger names, and one being written.
+ON_DISK_MAX: Final = KEPT + _LEASED_MAX + 3  # beside the recent ones
 _FOLDER, _SUFFIX = "snapshots", ".safetensors"
+
+
+def bytes_max(one: int) -> int:
+    """On the disk at once, when one has so many."""
+    return (ON_DISK_MAX + _recent_max(one)) * one
+
+
+def _recent_max(one: int) -> int:
+    return min(_RECENT_MAX, _RECENT_BYTES // one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +134,7 @@ class Snapshots:
         """It is not what the ledger says, or is damaged."""
         with self._lock:
             if self._records.pop(root, None) is not None:
+                self._replaced.pop(root, None)
                 self._disk.commit([Write("snapshots", root, None)])
                 self.files.spoil(root)
 
@@ -132,11 +143,12 @@ class Snapshots:
         replay: that of the newest one here which the ledger names, or named lately; or 0.
         """
         with self._lock:
-            before, now = self._established, time.monotonic()
+            now = time.monotonic()
             if root in self._records:
-                self._established = root
-            if before is not None and before != self._established:
-                self._replaced[before] = now
+                before, self._established = self._established, root
+                if before is not None and before != root and before in self._records:
+                    self._replaced.pop(before, None)  # it goes to the end
+                    self._replaced[before] = now
             record = self._records.get(self._established or root)
             if record is None:
                 return 0
@@ -144,16 +156,9 @@ class Snapshots:
 
     def _recent(self, now: float) -> list[Record]:
         """Those that a newer one replaced so lately that somebody may be about to ask for them."""
-        found, room = list[Record](), _RECENT_BYTES
-        for root, replaced_s in reversed(self._replaced.items()):
-            record = self._records.get(root)
-            if record is None:
-                continue
-            room -= record.blob.size
-            if room < 0 or now - replaced_s >= _RECENT_S:
-                break
-            found.append(record)
-        return found
+        newest = reversed(self._replaced.items())
+        found = [self._records[root] for root, at in newest if now - at < _RECENT_S]
+        return [one for place, one in enumerate(found) if place < _recent_max(one.blob.size)]
 
     def _collect(self) -> None:
         """The newest that others have too stay, one that somebody is fetching, the one that the

@@ -19,7 +19,7 @@ from node.gossip.checkpoints import Checkpoints
 from node.methods.base import RoundContext
 from node.methods.parts.gossip_config import GossipConfig
 from node.replica import Replica
-from node.snapshots import KEPT, ON_DISK_MAX
+from node.snapshots import KEPT, bytes_max
 from protocol.ids import PeerId, RunId
 
 UPLINKS: Final = (10.0, 100.0, 1000.0)
@@ -129,7 +129,7 @@ def _measure_rounds(run_file: RunFile, workshop: Workshop, swarm: Swarm) -> dict
         "snapshot_bytes": snapshot_bytes,
         "snapshot_every": run_file.rules.snapshot_every,
         "snapshots_kept": KEPT,
-        "snapshots_bytes_max": ON_DISK_MAX * snapshot_bytes,
+        "snapshots_bytes_max": bytes_max(snapshot_bytes),
         "heldout_loss": trainer.heldout(),
         "work_per_round": work,
         "seconds_per_unit": seconds / work,

@@ -245,6 +245,9 @@ def test_what_the_ledger_named_lately_stays(shelf: Shelf, monkeypatch: pytest.Mo
         first = shelf.snapshots.establish(shelf.take().root)
         assert first == max(50, round - 10 * 50)
     assert shelf.snapshots.rounds() == list(range(100, 650, 50))
+    assert len(list((shelf.home / "snapshots").iterdir())) < module.bytes_max(1)
+    shelf.snapshots.drop(first_root := shelf.snapshots.newest()[1].root)
+    assert first_root not in shelf.snapshots._replaced
     monkeypatch.setattr(module, "_RECENT_BYTES", 1)
     shelf.replica.round, shelf.replica.hash = 650, Hash(bytes([13]) * 32)
     assert shelf.snapshots.establish(shelf.take().root) == 650, "large ones do not"
