@@ -165,12 +165,16 @@ class AttachmentReader:
         return self._read_one(attached)
 
     def hold(self, attached: Attachment, folder: Path) -> Path | None:
-        """Its file, also in `folder`, where its owner removes nothing; None if it is not here."""
+        """Its file, also in `folder`, where its owner removes nothing; None if it is not here.
+        Raises StoreError.
+        """
         path = folder / attached.root.hex()
         try:
             _link(self._folder / attached.root.hex(), path)
-        except OSError:
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise explained(error, path) from error
         return path
 
     def _read_one(self, attached: Attachment) -> bytes | None:
@@ -198,9 +202,8 @@ def read_held(path: Path, attached: Attachment) -> bytes | None:
     except OSError:
         return None
     names = b"".join(map(chunk_id, chunks_of(data)))
-    return (
-        data if (root_of(len(data), names), len(data)) == (attached.root, attached.size) else None
-    )
+    is_it = (root_of(len(data), names), len(data)) == (attached.root, attached.size)
+    return data if is_it else None
 
 
 def read_whole(path: Path, blob: Blob) -> bytes | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from node.attachments import AttachmentReader, read_held
 from node.build import Workshop
+from node.chunks import explained
 from node.errors import UserError
 from node.gossip.merge import merged, work_weights
 from node.gossip.models import read_model
@@ -67,12 +68,18 @@ def merge_models(
 
 @contextmanager
 def _folder(home: Path) -> Iterator[Path]:
-    """An empty one, gone at the end. Those of processes that were killed go, too."""
+    """An empty one, gone at the end. Those of processes that were killed go, too. Raises
+    StoreError.
+    """
     for left in home.glob("merging-*"):
         with suppress(OSError), _locked(left):
             if time.time() - left.stat().st_mtime > _FRESH_S:
                 shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix="merging-", dir=home) as name, _locked(Path(name)):
+    try:
+        made = tempfile.TemporaryDirectory(prefix="merging-", dir=home)
+    except OSError as error:
+        raise explained(error, home) from error
+    with made as name, _locked(Path(name)):
         yield Path(name)
 
 

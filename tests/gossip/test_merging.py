@@ -4,7 +4,10 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from node.gossip.merging import _folder
+from node.store import StoreError
 
 
 def test_a_killed_merge_leaves_nothing_for_good(tmp_path: Path) -> None:
@@ -21,3 +24,8 @@ def test_a_killed_merge_leaves_nothing_for_good(tmp_path: Path) -> None:
         with _folder(tmp_path) as other:
             assert {used, other, fresh} == set(tmp_path.iterdir())
     assert set(tmp_path.iterdir()) == {fresh}
+
+
+def test_a_home_that_cannot_be_written_is_an_error_for_people(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot write"), _folder(tmp_path / "gone"):
+        pass
