@@ -321,12 +321,12 @@ class World:
 
     def _knock(self, who: SimPeer, hello: bytes) -> None:
         """As a guest of who invited it, until that one lets it in: nobody knows it before."""
-        door, life = self.by_id[who.contacts[0].peer], who.life
-        if who.life != life or who.is_welcome:
+        if who.is_welcome:
             return
+        door = self.by_id[who.contacts[0].peer]
         for at_ms in self.network.arrivals(who.id, door.id, len(hello), self.now_ms):
             self._push(at_ms, door, -1, Received(_GUEST + who.id, hello, 0))
-        self._push(self.now_ms + _KNOCK_MS, who, life, lambda: self._knock(who, hello))
+        self._push(self.now_ms + _KNOCK_MS, who, who.life, lambda: self._knock(who, hello))
 
     def _gossiper(
         self,
